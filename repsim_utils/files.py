@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,9 @@ def sha256(path: Path) -> str:
 def canonical_json(value: Any) -> bytes:
     """The same bytes for the same value, whatever the order of its keys; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def data_folder() -> Path:
+    """The shipped tables: ``data/`` of the repository, or its copy inside an installed package."""
+    packaged = Path(str(resources.files("repsim_utils"))) / "data"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "data"

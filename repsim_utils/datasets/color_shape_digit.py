@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ def render(
     *,
     seed: int,
     size: int = 28,
-    difficulty: float = 0.3,
+    difficulty: float = 0.5,
     start: int = 0,
 ) -> Tensor:
     """Draw one image for each triple of ids.
@@ -241,7 +242,7 @@ class ColorShapeDigit:
     """
 
     def __init__(
-        self, n_per_combination: int, *, split: str, seed: int = 0, size: int = 28, difficulty: float = 0.3
+        self, n_per_combination: int, *, split: str, seed: int = 0, size: int = 28, difficulty: float = 0.5
     ) -> None:
         if n_per_combination < 1:
             raise ValueError(f"n_per_combination must be at least 1, got {n_per_combination}")
@@ -273,13 +274,18 @@ class ColorShapeDigit:
         ValueError
             If a factor is unknown or given twice, or none is given.
         """
-        if not factors or len(set(factors)) < len(factors) or not set(factors) <= set(FACTORS):
-            raise ValueError(f"factors must be one to three different ones of {FACTORS}, got {factors}")
-        ids, names = torch.zeros(len(self), dtype=torch.int64), [""]
+        names = class_names(*factors)
+        ids = torch.zeros(len(self), dtype=torch.int64)
         for factor in factors:
             ids = ids * len(_NAMES[factor]) + getattr(self, factor)
-            names = [f"{name} {value}".strip() for name in names for value in _NAMES[factor]]
-        return ids, tuple(names)
+        return ids, names
+
+
+def class_names(*factors: str) -> tuple[str, ...]:
+    """Names of the classes of a joint prediction, in the order of their ids; see `ColorShapeDigit.labels`."""
+    if not factors or len(set(factors)) < len(factors) or not set(factors) <= set(FACTORS):
+        raise ValueError(f"factors must be one to three different ones of {FACTORS}, got {factors}")
+    return tuple(" ".join(values) for values in product(*(_NAMES[factor] for factor in factors)))
 
 
 def split_start(split: str) -> int:
@@ -307,38 +313,38 @@ def _draw(shape: Tensor, digit: Tensor, color: Tensor, seed: int, start: int, si
 
     # Where the shape sits: centre, radius and rotation.
     unit = size / 28
-    radius = unit * between(8.6 - 1.6 * hard, 9.4)
-    shift = unit * (0.5 + 2.5 * hard)
+    radius = unit * between(8.6 - 0.6 * hard, 9.4)
+    shift = unit * (0.4 + 0.6 * hard)
     middle = (size - 1) / 2
     cx, cy = middle + between(-shift, shift), middle + between(-shift, shift)
-    turn = math.pi * (0.04 + 0.16 * hard)
+    turn = math.pi * (0.02 + 0.03 * hard)
     pixel = torch.arange(size, dtype=torch.float32)
     x = (pixel.repeat(size) - cx) / radius
     y = (pixel.repeat_interleave(size) - cy) / radius
     inside = _coverage(_shape_distance(x, y, shape, between(-turn, turn)) * radius)
 
     # Where the digit sits on it, in which hand, and how it is slanted.
-    height = between(0.52, 0.66 - 0.08 * hard)
-    angle, slant = between(-turn, turn), between(-0.25, 0.25) * (0.3 + 0.7 * hard)
-    dx, dy = between(-0.12, 0.12) * hard, between(-0.12, 0.12) * hard
+    height = between(0.54, 0.66)
+    angle, slant = between(-turn, turn), between(-0.2, 0.2) * (0.3 + 0.7 * hard)
+    dx, dy = between(-0.08, 0.08) * hard, between(-0.08, 0.08) * hard
     hand = (next(draws)[:, 0] * 3).long()
     distance = _digit_distance(x - dx, y - dy, digit, hand, height, angle, slant)
     pen = between(0.09, 0.16)
     ink = _coverage((distance * height - pen) * radius)
 
     # Paint: background, then shape, then digit; dark ink on light colors and light ink on dark ones.
-    ramp = (x * between(-1, 1) + y * between(-1, 1)) * 12 * (0.5 + hard)
+    ramp = (x * between(-1, 1) + y * between(-1, 1)) * 6 * (1 + hard)
     background = torch.stack([between(20, 235) + between(-1, 1) * 18 + ramp for _ in range(3)], 1)
     background = 0.35 * background + 0.65 * background.mean(1, keepdim=True)
-    jitter = 6 + 16 * hard
+    jitter = 6 + 10 * hard
     fill = torch.tensor(_RGB, dtype=torch.float32)[color].unsqueeze(-1)
     fill = fill + torch.stack([between(-jitter, jitter) for _ in range(3)], 1) + between(-12, 12).unsqueeze(1)
     light = fill.mean(1, keepdim=True) > 125
     tone = torch.where(light, 20.0, 235.0) + between(-20, 20).unsqueeze(1)
-    tone = fill + (tone - fill) * (1 - 0.35 * hard * next(draws)).unsqueeze(1)
+    tone = fill + (tone - fill) * (1 - 0.2 * hard * next(draws)).unsqueeze(1)
     image = background + (fill - background) * inside.unsqueeze(1)
     image += (tone - image) * (ink * inside).unsqueeze(1)
-    sigma = 2 + 33 * hard
+    sigma = 2 + 24 * hard
     image.view(n, -1).add_(noise, alpha=sigma)
     return image.round_().clamp_(0, 255).to(torch.uint8).view(n, 3, size, size)
 

@@ -1,0 +1,86 @@
+"""Profiles: how large every experiment and chapter is for a first look, for a CPU, and as published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from repsim_utils.experiments import task_only
+
+
+class Gallery(BaseModel):
+    """Chapter `color_shape_digit`: how much of the data set it draws, and which split it shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(ge=0)
+    difficulty: float = Field(ge=0, le=1)
+    overlap: float = Field(ge=0, le=1)
+
+
+class Profile(BaseModel):
+    """One profile, checked: an unknown or a missing key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    color_shape_digit: Gallery
+    task_only: task_only.Settings
+
+
+def names() -> list[str]:
+    """Profiles that there are."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def load(profile: str, section: str, **overrides: Any) -> Any:
+    """Settings of one experiment or chapter.
+
+    Parameters
+    ----------
+    profile : str
+        See `names`.
+    section : str
+        Name of the experiment or chapter.
+    **overrides
+        Settings to be replaced; None leaves what the profile says, text is read as YAML, as in ``seeds="[0, 1]"``.
+
+    Returns
+    -------
+    BaseModel
+        Frozen.
+
+    Raises
+    ------
+    ValueError
+        If the profile, the section or a key is unknown, or a value not allowed; the message says what is.
+    """
+    if profile not in names():
+        raise ValueError(f"unknown profile {profile!r}; choose from {', '.join(names())}")
+    text = (Path(__file__).parent / f"{profile}.yaml").read_text()
+    try:
+        settings = getattr(Profile.model_validate(yaml.safe_load(text)), section)
+        allowed = type(settings).model_fields
+        changes = {name: _parse(value) for name, value in overrides.items() if value is not None}
+        unknown = sorted(set(changes) - set(allowed))
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(unknown)} of {section}; choose from {', '.join(allowed)}")
+        return type(settings).model_validate(settings.model_dump() | changes)
+    except ValidationError as error:
+        raise ValueError(f"{section} ({profile}): {explain(error)}") from None
+    except AttributeError:
+        raise ValueError(f"unknown experiment {section!r}; choose from {', '.join(Profile.model_fields)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: where, what is wrong, what was given."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
+        for e in error.errors()
+    )
+
+
+def _parse(value: Any) -> Any:
+    return yaml.safe_load(value) if isinstance(value, str) else value

@@ -1,0 +1,145 @@
+"""Results on disk, found again by the configuration that they came from.
+
+``<root>/<kind>/<key>/`` holds ``config.json``, ``record.json`` and, where a model was trained,
+``weights.safetensors``. The key is a hash of the configuration. A run is written under a temporary name and renamed
+when it is whole, so that two processes may work on one store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from repsim_utils import files
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    record : dict
+        What was measured.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, by name."""
+        return load_file(self.path / "weights.safetensors")
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """Name of a configuration: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    return hashlib.sha256(files.canonical_json(config)).hexdigest()[:16]
+
+
+def default_root() -> Path:
+    """``$REPSIM_STORE``, or ``repsim`` in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("REPSIM_STORE") or Path(cache) / "repsim")
+
+
+class Store:
+    """A folder of finished runs.
+
+    Parameters
+    ----------
+    root : path, optional
+        `default_root` if not given; made when the first run is saved.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else default_root()
+
+    def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
+        """The run of this configuration, or None if there is none.
+
+        A damaged run is named in a warning, put aside and counts as missing.
+        """
+        path = self.root / kind / key(config)
+        if not path.is_dir():
+            return None
+        try:
+            return Run(path, _read(path, config))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("damaged run %s is computed again (%s)", path, error)
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.damaged.", dir=path.parent))
+            try:
+                os.rename(path, aside / path.name)
+            except FileNotFoundError:
+                pass  # another process was first
+            shutil.rmtree(aside, ignore_errors=True)
+            return None
+
+    def save(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        record: dict[str, Any],
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> Run:
+        """Keep a finished run; if another process has kept the same one meanwhile, that one stands.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written (a full disk, say); nothing is left behind.
+        """
+        path = self.root / kind / key(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            contents = {"config.json": files.canonical_json(config)}
+            if weights is not None:
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+                contents["weights.safetensors"] = save(tensors)
+            sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            whole = {"record": record, "sha256": sums}
+            contents["record.json"] = files.canonical_json(whole | {"checksum": _checksum(whole)})
+            for name, content in contents.items():
+                files.write(folder / name, content)
+            os.chmod(folder, 0o755)
+            try:
+                os.rename(folder, path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+            files.sync_folder(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return Run(path, json.loads(files.canonical_json(record)))
+
+
+def _checksum(whole: dict[str, Any]) -> str:
+    return hashlib.sha256(files.canonical_json(whole)).hexdigest()
+
+
+def _read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The record in a run's folder, after every file in it was held against its checksum."""
+    whole = json.loads((path / "record.json").read_bytes())
+    if whole.pop("checksum") != _checksum(whole):
+        raise ValueError("record.json does not match its checksum")
+    for name, checksum in whole["sha256"].items():
+        if files.sha256(path / name) != checksum:
+            raise ValueError(f"{name} does not match its checksum")
+    if (path / "config.json").read_bytes() != files.canonical_json(config):
+        raise ValueError("config.json is of another configuration")
+    return whole["record"]
