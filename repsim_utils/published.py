@@ -1,4 +1,4 @@
-"""The paper's numbers, and ours as recorded, as tidy tables."""
+"""The paper's numbers, and ours as recorded, as tidy tables: what the chapters draw beside a run of their own."""
 
 from __future__ import annotations
 
@@ -53,3 +53,21 @@ def recorded(experiment: str) -> pd.DataFrame:
 def recorded_path(experiment: str) -> Path:
     """Where an experiment's recorded results are."""
     return files.data_folder() / "results" / f"{experiment}.csv"
+
+
+def record(table: pd.DataFrame, experiment: str) -> Path:
+    """Write an experiment's recorded results; only ``repsim run … --record`` calls this.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package is installed without its repository, so that there is nothing to record into.
+    """
+    path = recorded_path(experiment)
+    if not path.parents[2].joinpath("pyproject.toml").is_file():
+        raise FileNotFoundError(f"results are recorded in a checkout of the book, and {path.parents[2]} is none")
+    first = ["experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "probe", "metric"]
+    last = ["value", "version", "date", "wall_seconds"]
+    columns = [c for c in first if c in table] + [c for c in table if c not in first + last] + last
+    files.write(path, table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    return path

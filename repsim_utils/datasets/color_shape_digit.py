@@ -359,7 +359,8 @@ def _shape_distance(x: Tensor, y: Tensor, shape: Tensor, rotation: Tensor) -> Te
     table = torch.tensor([(o.fold, *o.normal_1, o.offset_1, *o.normal_2, o.offset_2) for o in _OUTLINES])
     fold, ax, ay, a, bx, by, b = table[shape].T.unsqueeze(-1)
     sector = 2 * math.pi / fold
-    rho, theta = torch.hypot(x, y), torch.atan2(y, x) - rotation + math.pi / 2  # a symmetry axis points up
+    tilt = torch.where(shape == SHAPES.index("square"), math.pi / 4, math.pi / 2).unsqueeze(-1)
+    rho, theta = torch.hypot(x, y), torch.atan2(y, x) - rotation + tilt  # corners and arms point up, a square lies flat
     theta -= sector * torch.round(theta / sector)
     # Stars and crosses have an arm on the axis; regular polygons there have a corner, and an edge half a sector on.
     corner_first = shape.unsqueeze(-1) < SHAPES.index("star")

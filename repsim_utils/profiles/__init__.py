@@ -83,4 +83,9 @@ def explain(error: ValidationError) -> str:
 
 
 def _parse(value: Any) -> Any:
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value  # refused below, with what is allowed

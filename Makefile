@@ -1,0 +1,34 @@
+# The two commands are `make book` and `make test`; both work from a bare clone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+PROFILE ?= smoke
+
+.PHONY: help install book test lint figure clean
+help:          ## show this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with the pinned requirements and the package
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 …')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+book: $(STAMP) ## execute every chapter (PROFILE=smoke) and build the pages
+	$(BIN)/repsim book --profile $(PROFILE)
+
+test: $(STAMP) ## run the tests; those of the pages need `make book` and a Chromium
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figure: $(STAMP) ## draw the main figure from the recorded results
+	$(BIN)/repsim figure --out chapters/images/task_overlap.svg
+
+clean:         ## remove built pages (not .venv, not the store)
+	rm -rf _build

@@ -1,0 +1,172 @@
+"""Execute the chapters, then build the pages from the executed copies. Nothing is written into ``chapters/``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair
+import nbformat
+import papermill
+import vl_convert
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from repsim_utils import files, profiles
+
+log = logging.getLogger(__name__)
+
+
+class BookError(Exception):
+    """A chapter failed, or the pages could not be built."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a chapter failed."""
+
+    chapter: str
+    cell: int | None
+    message: str
+
+    def __str__(self) -> str:
+        where = "" if self.cell is None else f", cell {self.cell}"
+        return f"{self.chapter}{where}: {self.message}"
+
+
+def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None) -> Path:
+    """Execute every chapter of ``_toc.yml`` and build the HTML.
+
+    Parameters
+    ----------
+    root : Path
+        Checkout of the book.
+    profile : str
+        Fills the chapters' parameters.
+    parameters : mapping, optional
+        Overrides; each must be a parameter of at least one chapter, and goes to the chapters that have it.
+
+    Returns
+    -------
+    Path
+        ``_build/html/index.html``.
+
+    Raises
+    ------
+    BookError
+        If a chapter failed (all others were executed nevertheless), or Jupyter Book had a warning.
+    ValueError
+        If the profile or a parameter is unknown.
+    """
+    if not (root / "_toc.yml").is_file():
+        raise BookError(f"{root.resolve()} holds no book (no _toc.yml); run this in a checkout, or name one with --root")
+    executed = root / "_build" / "executed"
+    chapters = _chapters(root)
+    notebooks = [chapter for chapter in chapters if chapter.suffix == ".ipynb"]
+    filled = _fill(root, notebooks, profile, dict(parameters or {}))
+    shutil.rmtree(executed, ignore_errors=True)
+    ignore = shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints")
+    shutil.copytree(root / "chapters", executed, ignore=ignore)
+    failures = []
+    for chapter in (bar := tqdm(notebooks, desc="chapters", unit="chapter")):
+        bar.set_postfix_str(str(chapter))
+        failure = _execute(root, chapter, executed / chapter, filled[chapter])
+        if failure:
+            log.error("%s", failure)
+            failures.append(failure)
+    if failures:
+        report = "\n".join(f"  {failure}" for failure in failures)
+        raise BookError(f"{len(failures)} of {len(notebooks)} chapters failed (executed copies: {executed}):\n{report}")
+    return _html(root, executed)
+
+
+def _chapters(root: Path) -> list[Path]:
+    """Files of the table of contents, in order, relative to ``chapters/``."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    entries = [toc["root"]]
+    parts = toc.get("parts", [{"chapters": toc.get("chapters", [])}])
+    entries += [chapter["file"] for part in parts for chapter in part["chapters"]]
+    found = []
+    for entry in entries:
+        matches = [path for suffix in (".ipynb", ".md") if (path := root / "chapters" / f"{entry}{suffix}").is_file()]
+        if not matches:
+            raise BookError(f"_toc.yml names {entry}, and there is no such chapter")
+        found.append(matches[0].relative_to(root / "chapters"))
+    return found
+
+
+def _fill(root: Path, notebooks: list[Path], profile: str, overrides: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Parameters of every notebook: the profile's section of the same name, then the overrides."""
+    known = {chapter: set(papermill.inspect_notebook(str(root / "chapters" / chapter))) for chapter in notebooks}
+    every = set().union(*known.values()) if known else set()
+    unknown = sorted(set(overrides) - every)
+    if unknown:
+        raise ValueError(f"no chapter has the parameter {', '.join(unknown)}; there is {', '.join(sorted(every))}")
+    filled = {}
+    for chapter, names in known.items():
+        mine = {name: value for name, value in overrides.items() if name in names}
+        settings = profiles.load(profile, chapter.stem, **mine).model_dump(mode="json")
+        filled[chapter] = {name: value for name, value in settings.items() if name in names} | {"profile": profile}
+    return filled
+
+
+def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]) -> Failure | None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(root / "chapters" / chapter), str(output), parameters, cwd=str(root), progress_bar=False,
+            kernel_name="python3", log_output=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        return Failure(str(chapter), error.cell_index, f"{error.ename}: {error.evalue}")
+    except Exception as error:  # a kernel that died, a file that is no notebook
+        return Failure(str(chapter), None, f"{type(error).__name__}: {error}")
+    log.info("%s took %.0f s", chapter, time.perf_counter() - start)
+    return _tidy(chapter, output)
+
+
+def _tidy(chapter: Path, path: Path) -> Failure | None:
+    """Drop papermill's own cells and progress bars from a page; notice an error output that did not stop the run."""
+    notebook = nbformat.read(path, as_version=4)
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        if any(output.output_type == "error" for output in cell.outputs):
+            return Failure(str(chapter), index, "the cell holds an error output")
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+    files.write(path, nbformat.writes(notebook).encode())
+    return None
+
+
+def _html(root: Path, executed: Path) -> Path:
+    """Run Jupyter Book with warnings as errors; scripts that charts need are written beside the executed chapters."""
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed; window.vega = vega; window.vl = vegaLite;")
+    versions = {
+        "vega_version": altair.VEGA_VERSION,
+        "vegalite_version": altair.VEGALITE_VERSION,
+        "vegaembed_version": altair.VEGAEMBED_VERSION,
+    }
+    files.write(executed / "_static" / "vega.js", f"{vega}\nwindow.VEGA_DEBUG = {json.dumps(versions)};".encode())
+    command = [
+        sys.executable, "-m", "jupyter_book.cli.main", "build", str(executed), "--toc", str(root / "_toc.yml"),
+        "--config", str(root / "_config.yml"), "--path-output", str(root), "--warningiserror", "--keep-going", "--all",
+        "--quiet",
+    ]  # fmt: skip
+    finished = subprocess.run(command, env=os.environ | {"PYTHONWARNINGS": "ignore"}, capture_output=True, text=True)
+    page = root / "_build" / "html" / "index.html"
+    if finished.returncode or not page.is_file():
+        raise BookError(f"Jupyter Book failed:\n{finished.stdout[-3000:]}\n{finished.stderr[-5000:]}")
+    return page

@@ -1,0 +1,142 @@
+"""The command ``repsim``: thin, every command calls one function of the package."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repsim_utils import __version__
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
+app.add_typer(data_app, name="data")
+
+ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, laptop or paper.")]
+ParameterOption = Annotated[
+    list[str] | None, typer.Option("-p", metavar="NAME VALUE", help='Override a setting: -p seeds "[0, 1]".')
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
+]
+EXPERIMENTS = ("task_only",)
+
+
+@app.callback()
+def _logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for name in ("papermill", "blib2to3", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@data_app.command("color-shape-digit")
+def color_shape_digit(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    n_train: Annotated[int, typer.Option(min=1, help="Training images for each of the 800 combinations.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[int, typer.Option(min=16, help="Pixels.")] = 28,
+    difficulty: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    check: Annotated[bool, typer.Option("--verify", help="Only hold what is there against its checksums.")] = False,
+) -> None:
+    """ColorShapeDigit as memory-mappable shards; the same command goes on where it was stopped."""
+    from repsim_utils.datasets import shards
+
+    if not check:
+        shards.write_color_shape_digit(out, shards.default_sizes(n_train), seed=seed, size=size, difficulty=difficulty)
+    shards.verify(out)
+    typer.echo(f"{out}: every shard matches its checksum")
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help=f"One of: {', '.join(EXPERIMENTS)}.")],
+    profile: ProfileOption = "smoke",
+    parameters: ParameterOption = None,
+    store: StoreOption = None,
+    record: Annotated[bool, typer.Option("--record", help="Write data/results/EXPERIMENT.csv (laptop only).")] = False,
+) -> None:
+    """Run an experiment; finished cells are taken from the store."""
+    from repsim_utils import analysis, profiles, published
+    from repsim_utils.experiments import task_only
+    from repsim_utils.store import Store
+    from repsim_utils.sweep import sweep
+
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {experiment!r}; choose from {', '.join(EXPERIMENTS)}")
+    if record and (profile != "laptop" or parameters):
+        raise ValueError("only the whole laptop profile is recorded: use --profile laptop, and no -p")
+    settings = profiles.load(profile, experiment, **dict(_split(parameters)))
+    table = sweep(task_only.measure_pair, task_only.pairs(settings), store=Store(store))
+    table.insert(2, "profile", profile)
+    if record:
+        typer.echo(f"recorded in {published.record(table, experiment)}")
+    summary = analysis.mean_interval(table, by=["metric", "overlap", "pair"])
+    typer.echo(summary.to_string(index=False, float_format="%.3f", na_rep="-"))
+
+
+@app.command()
+def figure(out: Annotated[Path, typer.Option("--out", help="An .svg or .png file.")]) -> None:
+    """Draw the book's main figure from the recorded results."""
+    from repsim_utils import charts, published
+
+    charts.task_overlap(published.recorded("task_only"), published.published("task_only")).save(str(out))
+    typer.echo(f"drawn in {out}")
+
+
+@app.command()
+def book(
+    profile: ProfileOption = "smoke",
+    parameters: ParameterOption = None,
+    root: Annotated[Path, typer.Option(help="Checkout of the book.")] = Path(),
+) -> None:
+    """Execute every chapter and build the pages."""
+    from repsim_utils import book as builder
+
+    page = builder.build(root, profile, dict(_split(parameters)))
+    typer.echo(f"The book is at {page.resolve()}")
+
+
+def _split(parameters: list[str] | None) -> list[tuple[str, str]]:
+    pairs = [parameter.partition("=") for parameter in parameters or []]
+    return [(name, value) for name, _, value in pairs]
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """Turn papermill's ``-p NAME VALUE`` into ``-p NAME=VALUE``, which is understood too."""
+    joined = list(arguments)
+    for i, argument in enumerate(joined):
+        if argument == "-p" and i + 1 < len(joined) and "=" not in joined[i + 1]:
+            if i + 2 == len(joined):
+                raise ValueError(f"-p {joined[i + 1]} needs a value")
+            joined[i + 1 : i + 3] = [f"{joined[i + 1]}={joined[i + 2]}"]
+    return joined
+
+
+def main() -> None:
+    """Entry point: what a user got wrong is one line and exit code 2, what failed is exit code 1."""
+    from repsim_utils.book import BookError
+    from repsim_utils.datasets.shards import DamagedDataError
+    from repsim_utils.sweep import SweepError
+
+    try:
+        app(args=_join_parameters(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(_complain(error, 2))
+    except (OSError, BookError, SweepError, DamagedDataError) as error:
+        sys.exit(_complain(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("stopped; what is finished is kept, and the same command goes on", 130))
+
+
+def _complain(error: object, code: int) -> int:
+    typer.echo(f"repsim: {error}", err=True)
+    return code
