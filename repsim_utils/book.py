@@ -69,7 +69,9 @@ def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None)
         If the profile or a parameter is unknown.
     """
     if not (root / "_toc.yml").is_file():
-        raise BookError(f"{root.resolve()} holds no book (no _toc.yml); run this in a checkout, or name one with --root")
+        raise BookError(
+            f"{root.resolve()} holds no book (no _toc.yml); run this in a checkout, or name one with --root"
+        )
     executed = root / "_build" / "executed"
     chapters = _chapters(root)
     notebooks = [chapter for chapter in chapters if chapter.suffix == ".ipynb"]
@@ -159,12 +161,13 @@ def _html(root: Path, executed: Path) -> Path:
         "vegalite_version": altair.VEGALITE_VERSION,
         "vegaembed_version": altair.VEGAEMBED_VERSION,
     }
-    files.write(executed / "_static" / "vega.js", f"{vega}\nwindow.VEGA_DEBUG = {json.dumps(versions)};".encode())
-    command = [
-        sys.executable, "-m", "jupyter_book.cli.main", "build", str(executed), "--toc", str(root / "_toc.yml"),
-        "--config", str(root / "_config.yml"), "--path-output", str(root), "--warningiserror", "--keep-going", "--all",
-        "--quiet",
-    ]  # fmt: skip
+    script = f"(function () {{\n{vega}\n}})();\nwindow.VEGA_DEBUG = {json.dumps(versions)};"
+    files.write(executed / "_static" / "vega.js", script.encode())
+    for name in ("_toc.yml", "_config.yml"):
+        shutil.copy(root / name, executed / name)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(executed)]
+    command += ["--path-output", str(root), "--warningiserror", "--keep-going", "--all"]
+    shutil.rmtree(root / "_build" / "html", ignore_errors=True)
     finished = subprocess.run(command, env=os.environ | {"PYTHONWARNINGS": "ignore"}, capture_output=True, text=True)
     page = root / "_build" / "html" / "index.html"
     if finished.returncode or not page.is_file():

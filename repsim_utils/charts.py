@@ -6,11 +6,14 @@ import base64
 import io
 
 import altair as alt
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from repsim_utils.analysis import mean_interval
+from repsim_utils.overlap import Split
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by shape.
 BLACK, ORANGE, BLUE = "#000000", "#D55E00", "#0072B2"
@@ -59,7 +62,9 @@ def three_layers(
         x=alt.X("place:N", sort=list(x_labels.values()), title=x_title, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("source:N", sort=domain, scale=alt.Scale(domain=domain)),
         color=alt.Color("source:N", scale=alt.Scale(domain=domain, range=[BLACK, ORANGE, BLUE]), title=None),
-        shape=alt.Shape("source:N", scale=alt.Scale(domain=domain, range=["circle", "diamond", "triangle"]), title=None),
+        shape=alt.Shape(
+            "source:N", scale=alt.Scale(domain=domain, range=["circle", "diamond", "triangle"]), title=None
+        ),
     )
     numbers = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
@@ -75,7 +80,9 @@ def three_layers(
     )
 
 
-def task_overlap(recorded: pd.DataFrame, published: pd.DataFrame, measured: pd.DataFrame | None = None) -> alt.LayerChart:
+def task_overlap(
+    recorded: pd.DataFrame, published: pd.DataFrame, measured: pd.DataFrame | None = None
+) -> alt.LayerChart:
     """CKA against the number of factors that both models predict (experiment `task_only`).
 
     Parameters
@@ -104,13 +111,14 @@ def task_overlap(recorded: pd.DataFrame, published: pd.DataFrame, measured: pd.D
         title=f"The more of a task two models share, the more alike they are: CKA {', '.join(means)}",
         subtitle=[
             f"Recorded: mean of {ours['n'].min()} seeds with 95% interval. Published: mean ± standard deviation",
-            f"of pairs (ResNet-18, {theirs['n'].min()} seeds). This run: one mark a pair." if now is not None
+            f"of pairs (ResNet-18, {theirs['n'].min()} seeds). This run: one mark a pair."
+            if now is not None
             else f"of pairs (ResNet-18, {theirs['n'].min()} seeds).",
         ],
         x_title="factors that both models predict (level of task overlap)",
         y_title="linear CKA on held-out images",
         x_labels={1: "none (1)", 2: "one (2)", 3: "all three (3)"},
-        description=f"Linear CKA of pairs of models that share no, one and all three factors: recorded {', '.join(means)}; "
+        description=f"Linear CKA of models that share no, one and all three factors: recorded {', '.join(means)}; "
         f"published {', '.join(f'{mean:.2f}' for mean in theirs['mean'])}.",
     )
 
@@ -156,3 +164,85 @@ def _data_url(image: Tensor) -> str:
     file = io.BytesIO()
     picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerChart:
+    """Every pair with every seed, one dot each, and the mean of each pair.
+
+    Parameters
+    ----------
+    recorded : DataFrame
+        Table of an experiment with columns overlap, pair, metric and value.
+    metric : str
+        Which of its metrics to show.
+
+    Returns
+    -------
+    LayerChart
+        Its title names the pair with the widest and the one with the narrowest range over seeds.
+    """
+    rows = recorded[recorded.metric == metric].sort_values(["overlap", "pair"])
+    rows = rows.assign(pair=rows["overlap"].astype(str) + ":  " + rows["pair"])
+    spread = rows.groupby("pair")["value"].agg(lambda values: values.max() - values.min())
+    order = list(dict.fromkeys(rows["pair"]))
+    base = alt.Chart(rows[["pair", "value", "seed"]]).encode(
+        y=alt.Y("pair:N", sort=order, title="level: first model | second model", axis=alt.Axis(labelLimit=320))
+    )
+    dots = base.mark_point(size=45, filled=True, opacity=0.45, color=BLUE).encode(
+        x=alt.X("value:Q", title="linear CKA on held-out images", scale=alt.Scale(domain=[0, 1])),
+        tooltip=["pair:N", "seed:O", alt.Tooltip("value:Q", format=".3f")],
+    )
+    means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
+    title = f"Seeds differ little: the widest range over seeds of any pair is {spread.max():.2f}"
+    return (
+        (dots + means)
+        .properties(
+            width=380,
+            height=200,
+            title=alt.Title(title, subtitle="Blue: one seed each. Black: mean of the pair.", anchor="start"),
+            description=f"CKA of {len(order)} pairs of models, one dot a seed; over seeds they range by "
+            f"{spread.min():.3f} to {spread.max():.3f}.",
+        )
+        .configure_axis(labelFontSize=12, titleFontSize=12)
+    )
+
+
+def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], title: str) -> alt.Chart:
+    """Who is trained on which sample: one square a sample, one row a class.
+
+    Parameters
+    ----------
+    labels : ndarray
+        int (n,), class of each sample.
+    split : Split
+        Of samples, such as `repsim_utils.overlap.split_by_example` makes.
+    names : list of str
+        Name of each class.
+    title : str
+    """
+    samples = np.arange(len(labels))
+    seen = np.isin(samples, split.first).astype(int) + 2 * np.isin(samples, split.second).astype(int)
+    who = ("neither model", "first model only", "second model only", "both models")
+    table = pd.DataFrame({"class": [names[label] for label in labels], "seen by": [who[i] for i in seen]})
+    table["sample"] = table.groupby("class", sort=False).cumcount() + 1
+    scale = alt.Scale(domain=list(who), range=["#DDDDDD", ORANGE, BLUE, BLACK])
+    shapes = alt.Scale(domain=list(who), range=["circle", "triangle-left", "triangle-right", "square"])
+    return (
+        alt.Chart(table, description=f"{title}: {', '.join(f'{n} samples {w}' for w, n in _counts(table))}.")
+        .mark_point(size=130, filled=True, opacity=1)
+        .encode(
+            x=alt.X("sample:O", axis=alt.Axis(labelAngle=0), title="sample of the class"),
+            y=alt.Y("class:N", sort=None, title=None),
+            color=alt.Color("seen by:N", scale=scale, title="in the training set of"),
+            shape=alt.Shape("seen by:N", scale=shapes, title="in the training set of"),
+            tooltip=["class:N", "sample:O", "seen by:N"],
+        )
+        .properties(width=24 * int(table["sample"].max()), height=24 * table["class"].nunique())
+        .properties(title=alt.Title(title, anchor="start"))
+        .configure_legend(symbolOpacity=1)
+        .configure_axis(labelFontSize=12, titleFontSize=12)
+    )
+
+
+def _counts(table: pd.DataFrame) -> list[tuple[str, int]]:
+    return [(str(who), int(n)) for who, n in table["seen by"].value_counts().items()]

@@ -25,7 +25,7 @@ class Split:
     first, second : ndarray or tuple of str
         Sample indices, chunks or corpora of each model; see the function that made the split.
     overlap : float
-        Realised overlap, the shared part of what the first model sees: \\|D1 ∩ D2\\| / \\|D1\\|.
+        Realised overlap, the shared part of what the first model sees: the size of D1 ∩ D2 over that of D1.
     """
 
     first: Any
@@ -207,7 +207,9 @@ def split_by_corpus(names: Sequence[str], overlap: float, *, seed: int) -> Split
     _check(overlap)
     names = list(names)
     if not names or len(names) % 2 or len(set(names)) < len(names):
-        raise ValueError(f"names must be an even number of different corpora, so that each model gets half; got {names}")
+        raise ValueError(
+            f"names must be an even number of different corpora, so that each model gets half; got {names}"
+        )
     half = len(names) // 2
     common = round(overlap * half)
     order = np.random.default_rng(seed).permutation(len(names))

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,8 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("damaged run %s is computed again (%s)", path, error)
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.damaged.", dir=path.parent))
-            try:
+            with suppress(FileNotFoundError):  # another process was first
                 os.rename(path, aside / path.name)
-            except FileNotFoundError:
-                pass  # another process was first
             shutil.rmtree(aside, ignore_errors=True)
             return None
 

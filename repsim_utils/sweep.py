@@ -42,7 +42,9 @@ class SweepError(Exception):
     def __init__(self, failures: list[tuple[Any, str]], table: pd.DataFrame) -> None:
         self.failures, self.table = failures, table
         report = "\n\n".join(f"{config!r}\n{trace}" for config, trace in failures)
-        super().__init__(f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again\n{report}")
+        super().__init__(
+            f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again\n{report}"
+        )
 
 
 def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def _arc(cx: float, cy: float, rx: float, ry: float, start: float, stop: float) 
 def _skeletons() -> list[list[list[list[tuple[float, float]]]]]:
     """Digits as pen strokes in a box of width 1.2 and height 2, in three hands: [hand][digit][stroke][point]."""
     top, bottom = _arc(0, -0.5, 0.5, 0.5, 0, 360), _arc(0, 0.5, 0.55, 0.5, 0, 360)
-    round_hand = [
+    round_hand: list[list[list[tuple[float, float]]]] = [
         [_arc(0, 0, 0.58, 1, 0, 360)],
         [[(-0.35, -0.6), (0.05, -1), (0.05, 1)]],
         [[*_arc(0, -0.45, 0.55, 0.55, 180, 380), (-0.58, 1), (0.6, 1)]],
@@ -111,7 +111,7 @@ _GLYPH_SIZE, _GLYPH_EXTENT = 40, 1.7  # pixels of a glyph's distance map, and th
 
 @cache
 def _glyphs() -> Tensor:
-    """Distance to the strokes of every digit: float32 (hand, digit, size, size), in units of the digit's half-height."""
+    """Distance to every digit's strokes, in half-heights of the digit: float32 (hand, digit, size, size)."""
     axis = np.linspace(-_GLYPH_EXTENT, _GLYPH_EXTENT, _GLYPH_SIZE)
     grid = np.stack(np.meshgrid(axis, axis, indexing="xy"), -1)[..., None, :]  # (s, s, 1, 2)
     maps = []
@@ -194,7 +194,8 @@ def render(
 
     def draw(low: int) -> None:
         rows = slice(low, min(low + _CHUNK, n))
-        images[rows] = _draw(*(values[rows] for values in ids), seed, start + low, size, difficulty)
+        shapes, digits, colors = (values[rows] for values in ids)
+        images[rows] = _draw(shapes, digits, colors, seed, start + low, size, difficulty)
 
     threads = torch.get_num_threads()  # chunks are too small to share out: one chunk a core is twice as fast
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from repsim_utils.features import represent
 from repsim_utils.metrics import similarity
 from repsim_utils.models import vision as models
 from repsim_utils.models.vision import Classifier, build
-from repsim_utils.store import Store
+from repsim_utils.store import Run, Store
 from repsim_utils.training import vision as training
 from repsim_utils.training.vision import Recipe, accuracy, train
 
@@ -40,7 +40,7 @@ class _Frozen(BaseModel):
 
 
 class Data(_Frozen):
-    """ColorShapeDigit as the models see it; a training set of 800 times `n_train` images, a probe of 800 × `n_probe`."""
+    """ColorShapeDigit as the models see it: images of each of the 800 combinations to train on and to measure on."""
 
     n_train: int = Field(ge=1)
     n_probe: int = Field(ge=1)
@@ -114,13 +114,17 @@ def pairs(settings: Settings) -> list[Pair]:
     """Every cell of the experiment, seed by seed."""
     cells = []
     for seed in settings.seeds:
-        common = {"seed": seed, "data": settings.data, "model": settings.model, "recipe": settings.recipe}
         for overlap in settings.overlaps:
             for first, second in PAIRS[overlap]:
-                twin = int(first == second)
-                members = Member(factors=first, **common), Member(factors=second, twin=twin, **common)
-                cells.append(Pair(overlap=overlap, first=members[0], second=members[1]))
+                one, two = _member(settings, first, seed, 0), _member(settings, second, seed, int(first == second))
+                cells.append(Pair(overlap=overlap, first=one, second=two))
     return cells
+
+
+def _member(settings: Settings, factors: Task, seed: int, twin: int) -> Member:
+    return Member(
+        factors=factors, twin=twin, seed=seed, data=settings.data, model=settings.model, recipe=settings.recipe
+    )
 
 
 @lru_cache(maxsize=2)
@@ -134,30 +138,41 @@ def probe(member: Member) -> ColorShapeDigit:
     return _images("test", data.n_probe, member.seed, data.size, data.difficulty)
 
 
-def train_member(member: Member, store: Store, *, progress: bool = True) -> Classifier:
-    """One trained model: from the store, or trained now and kept there.
-
-    No two models of a seed start from the same weights or see their batches in the same order, whatever they predict.
-    """
-    n_classes = len(color_shape_digit.class_names(*member.factors))
-    own_seed = 100 * member.seed + 10 * member.twin + _TASKS.index(member.factors)
-    model = build(n_classes=n_classes, seed=own_seed, **member.model.model_dump())
+def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
+    """The run of one model: from the store, or trained now and kept there, with its accuracy on the probe."""
     config = member.model_dump(mode="json")
     run = store.load(member.kind, config)
     if run is None:
         data = member.data
         images = _images("train", data.n_train, member.seed, data.size, data.difficulty)
-        train(model, images.images, images.labels(*member.factors)[0], member.recipe, seed=own_seed, progress=progress)
+        model = _build(member)
+        labels, _ = images.labels(*member.factors)
+        train(model, images.images, labels, member.recipe, seed=_own_seed(member), progress=progress)
         held_out = probe(member)
         score = accuracy(model, held_out.images, held_out.labels(*member.factors)[0])
         run = store.save(member.kind, config, {"accuracy": score}, model.state_dict())
-    model.load_state_dict(run.weights())
-    return model.eval()
+    return run
+
+
+def _own_seed(member: Member) -> int:
+    """No two models of a seed start from the same weights or see their batches in the same order."""
+    return 100 * member.seed + 10 * member.twin + _TASKS.index(member.factors)
+
+
+def _build(member: Member) -> Classifier:
+    n_classes = len(color_shape_digit.class_names(*member.factors))
+    return build(n_classes=n_classes, seed=_own_seed(member), **member.model.model_dump())
 
 
 def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Classifier, Classifier]:
-    """Both models of a pair, trained or taken from the store."""
-    return train_member(pair.first, store, progress=progress), train_member(pair.second, store, progress=progress)
+    """Both models of a pair, trained or taken from the store, in evaluation mode."""
+    models = []
+    for member in (pair.first, pair.second):
+        run = trained(member, store, progress=progress)
+        model = _build(member)
+        model.load_state_dict(run.weights())
+        models.append(model.eval())
+    return models[0], models[1]
 
 
 def representations(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Tensor, Tensor]:
@@ -184,9 +199,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     """
     values = similarity(*representations(pair, store, progress=progress))
     for which, member in (("first", pair.first), ("second", pair.second)):
-        run = store.load(member.kind, member.model_dump(mode="json"))
-        if run is not None:
-            values[f"accuracy_{which}"] = run.record["accuracy"]
+        values[f"accuracy_{which}"] = trained(member, store).record["accuracy"]
     row = {
         "dataset": "color_shape_digit",
         "architecture": pair.first.model.name,
@@ -196,4 +209,3 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         "probe": "color_shape_digit",
     }
     return [row | {"metric": metric, "value": value} for metric, value in values.items()]
-

@@ -89,7 +89,9 @@ def train(
             loss.backward()
             optimizer.step()
         if not torch.isfinite(loss):
-            raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower lr = {recipe.lr}")
+            raise ValueError(
+                f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower lr = {recipe.lr}"
+            )
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return model.eval()
 
@@ -126,10 +128,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
             c = torch.where(whole(0, 1) == 1, width - 1 - c, c)
         pixels = pixels[torch.arange(n, device=where).view(n, 1, 1), r, c]
     floats = pixels.reshape(n, height * width, 3).float()
-    if recipe.jitter:
-        floats = _jitter(floats, recipe.jitter, generator)
-    else:
-        floats = floats / 255
+    floats = _jitter(floats, recipe.jitter, generator) if recipe.jitter else floats / 255
     result = floats.view(n, height, width, 3).permute(0, 3, 1, 2)
     if recipe.cutout:
         top, left = whole(-recipe.cutout + 1, height - 1), whole(-recipe.cutout + 1, width - 1)

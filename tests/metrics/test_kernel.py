@@ -1,0 +1,157 @@
+"""CKA, held against the literal definitions on n × n kernels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repsim_utils.metrics import cka
+
+SHAPES = [(40, 5, 7), (12, 30, 50), (25, 25, 3), (4, 9, 2), (30, 1, 1)]  # n, d1, d2
+
+
+def pair(n=40, d1=5, d2=7, seed=0, shared=1.0):
+    """Two representations of which a part is the same."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d1)) + 3
+    return x, shared * x @ rng.normal(size=(d1, d2)) + rng.normal(size=(n, d2)) - 1
+
+
+def biased_hsic(k, m):
+    n = len(k)
+    h = np.eye(n) - np.ones((n, n)) / n
+    return np.trace(k @ h @ m @ h) / (n - 1) ** 2
+
+
+def unbiased_hsic(k, m):
+    """Song et al. (2012), Eq. 5."""
+    n, one = len(k), np.ones(len(k))
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    middle = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + middle - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+
+def literal(x, y, unbiased):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    hsic = unbiased_hsic if unbiased else biased_hsic
+    k, m = x @ x.T, y @ y.T
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
+def test_equals_the_literal_definition(shape, dtype, unbiased, convert):
+    x, y = (values.astype(dtype) for values in pair(*shape))
+    value = cka(convert(x), convert(y), unbiased=unbiased)
+    assert type(value) is float
+    assert value == pytest.approx(literal(x, y, unbiased), rel=1e-10)
+
+
+@given(st.integers(5, 30), st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000), st.booleans())
+def test_equals_the_literal_definition_at_any_shape(n, d1, d2, seed, unbiased):
+    x, y = pair(n, d1, d2, seed)
+    assert cka(x, y, unbiased=unbiased) == pytest.approx(literal(x, y, unbiased), rel=1e-10, abs=1e-12)
+
+
+def test_features_far_from_zero_lose_nothing_in_float32():
+    """Centring comes before the product: the truth is that of the same numbers in float64."""
+    x, y = (1000 + values.astype(np.float32) for values in pair(200))
+    centred = [values.astype(np.float64) - values.astype(np.float64).mean(0) for values in (x, y)]
+    for unbiased in (False, True):
+        assert cka(x, y, unbiased=unbiased) == pytest.approx(literal(*centred, unbiased), rel=1e-10)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+class TestInvariance:
+    @given(st.integers(0, 1000), st.floats(1e-12, 1e12), st.floats(-1e3, 1e3))
+    def test_rotation_scale_and_shift(self, unbiased, seed, scale, shift):
+        x, y = pair(seed=seed)
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
+        moved = scale * (x @ rotation + shift)
+        assert cka(moved, y, unbiased=unbiased) == pytest.approx(cka(x, y, unbiased=unbiased), rel=1e-8)
+
+    def test_sign(self, unbiased):
+        x, y = pair()
+        assert cka(-x, y, unbiased=unbiased) == pytest.approx(cka(x, y, unbiased=unbiased), rel=1e-12)
+
+    @given(st.integers(0, 1000))
+    def test_rows_in_another_order(self, unbiased, seed):
+        x, y = pair(seed=seed)
+        order = np.random.default_rng(seed).permutation(len(x))
+        assert cka(x[order], y[order], unbiased=unbiased) == pytest.approx(cka(x, y, unbiased=unbiased), rel=1e-10)
+        assert cka(x[order], y, unbiased=unbiased) < cka(x, y, unbiased=unbiased)
+
+    @given(st.integers(0, 1000))
+    def test_symmetry_and_one_on_itself(self, unbiased, seed):
+        x, y = pair(seed=seed)
+        assert cka(x, y, unbiased=unbiased) == pytest.approx(cka(y, x, unbiased=unbiased), rel=1e-12)
+        assert cka(x, x, unbiased=unbiased) == pytest.approx(1, rel=1e-12)
+        assert cka(x, y, unbiased=unbiased) < 1
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
+    def test_extreme_scales_neither_overflow_nor_vanish(self, unbiased, scale):
+        x, y = pair()
+        assert cka(scale * x, y, unbiased=unbiased) == pytest.approx(cka(x, y, unbiased=unbiased), rel=1e-10)
+
+
+def test_unbiased_has_mean_zero_on_independent_data_and_is_not_clamped():
+    values = [[cka(*pair(20, 10, 10, seed, shared=0), unbiased=unbiased) for seed in range(400)] for unbiased in (0, 1)]
+    biased, unbiased = np.array(values)
+    error = unbiased.std() / np.sqrt(len(unbiased))
+    assert abs(unbiased.mean()) < 4 * error < 0.05
+    assert 0.3 < (unbiased < 0).mean() < 0.7
+    assert biased.min() > 0.15  # while the biased value is far above 0
+
+
+def test_features_of_a_model_in_training_are_taken():
+    x, y = (torch.tensor(values, requires_grad=True) for values in pair())
+    assert cka(x, y) == cka(x.detach(), y.detach())
+
+
+def changed(value, row=0):
+    x = pair()[0]
+    x[row, 0] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (changed(np.nan), "must be finite, got NaN or infinite"),
+        (changed(np.inf, row=-1), "must be finite, got NaN or infinite"),
+        (np.full((40, 3), 0.1), "has no variance: its 40 rows are all the same"),
+        (np.zeros(40), r"must be a matrix with one row a sample, got shape \(40,\)"),
+        (np.zeros((40, 2, 3)), r"must be a matrix with one row a sample, got shape \(40, 2, 3\)"),
+        (np.zeros((40, 0)), r"must be a matrix with one row a sample, got shape \(40, 0\)"),
+        (1j * pair()[0], "must hold real numbers, got torch.complex128"),
+    ],
+)
+def test_bad_input_names_the_argument(bad, message):
+    good = pair()[1]
+    with pytest.raises(ValueError, match=f"x {message}"):
+        cka(bad, good)
+    with pytest.raises(ValueError, match=f"y {message}"):
+        cka(good, torch.as_tensor(bad))
+
+
+@pytest.mark.parametrize(("unbiased", "least"), [(False, 2), (True, 4)])
+def test_too_few_rows(unbiased, least):
+    x, y = pair(least)
+    assert np.isfinite(cka(x, y, unbiased=unbiased))
+    with pytest.raises(ValueError, match=f"x needs at least {least} rows for this metric, got {least - 1}"):
+        cka(x[:-1], y[:-1], unbiased=unbiased)
+
+
+def test_rows_that_do_not_match():
+    x, y = pair()
+    with pytest.raises(ValueError, match="x and y must have matching rows, got 40 and 39"):
+        cka(x, y[:-1])
+
+
+@pytest.mark.parametrize("options", [{"kernel": "rbf"}, {"sigma": 1.0}])
+def test_what_is_not_there_is_refused(options):
+    with pytest.raises(ValueError, match="kernel must be 'linear'"):
+        cka(*pair(), **options)
