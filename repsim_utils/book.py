@@ -22,12 +22,12 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from repsim_utils import files, profiles
+from repsim_utils import RepsimError, files, profiles
 
 log = logging.getLogger(__name__)
 
 
-class BookError(Exception):
+class BookError(RepsimError):
     """A chapter failed, or the pages could not be built."""
 
 
@@ -139,7 +139,7 @@ def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]
 
 
 def _tidy(chapter: Path, path: Path) -> Failure | None:
-    """Drop papermill's own cells and progress bars from a page; notice an error output that did not stop the run."""
+    """Drop progress bars from a page; notice an error output that did not stop the run."""
     notebook = nbformat.read(path, as_version=4)
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
@@ -147,8 +147,6 @@ def _tidy(chapter: Path, path: Path) -> Failure | None:
         if any(output.output_type == "error" for output in cell.outputs):
             return Failure(str(chapter), index, "the cell holds an error output")
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
     files.write(path, nbformat.writes(notebook).encode())
     return None
 

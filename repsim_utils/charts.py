@@ -18,7 +18,7 @@ from repsim_utils.overlap import Split
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by shape.
 BLACK, ORANGE, BLUE = "#000000", "#D55E00", "#0072B2"
 RECORDED, PUBLISHED, MEASURED = "recorded (laptop)", "published", "this run"
-_LAYERS = (RECORDED, PUBLISHED, MEASURED)
+_LAYERS = {RECORDED: (BLACK, "circle"), PUBLISHED: (ORANGE, "diamond"), MEASURED: (BLUE, "triangle")}
 
 
 def three_layers(
@@ -57,19 +57,19 @@ def three_layers(
         if table is not None and len(table)
     ]
     data = pd.concat(parts).reindex(columns=["source", "place", "mean", "low", "high", "pair"])
-    domain = list(_LAYERS)
+    domain = [source for source in _LAYERS if source in set(data["source"])]
+    colors, marks = ([_LAYERS[source][i] for source in domain] for i in (0, 1))
     base = alt.Chart(data).encode(
         x=alt.X("place:N", sort=list(x_labels.values()), title=x_title, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("source:N", sort=domain, scale=alt.Scale(domain=domain)),
-        color=alt.Color("source:N", scale=alt.Scale(domain=domain, range=[BLACK, ORANGE, BLUE]), title=None),
-        shape=alt.Shape(
-            "source:N", scale=alt.Scale(domain=domain, range=["circle", "diamond", "triangle"]), title=None
-        ),
+        color=alt.Color("source:N", scale=alt.Scale(domain=domain, range=colors), title=None),
     )
     numbers = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]
-    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    points = base.mark_point(size=70, filled=True).encode(
-        y=alt.Y("mean:Q", title=y_title, scale=alt.Scale(domain=[0, 1])), tooltip=["source:N", "pair:N", *numbers]
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, clip=True)
+    points = base.mark_point(size=70, filled=True, opacity=0.9).encode(
+        shape=alt.Shape("source:N", scale=alt.Scale(domain=domain, range=marks), title=None),
+        y=alt.Y("mean:Q", title=y_title, scale=alt.Scale(domain=[0, 1])),
+        tooltip=["source:N", "pair:N", *numbers],
     )
     return (
         alt.layer(bars.encode(y=alt.Y("low:Q", title=y_title), y2="high:Q"), points)
@@ -179,7 +179,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
     Returns
     -------
     LayerChart
-        Its title names the pair with the widest and the one with the narrowest range over seeds.
+        Its title says how far a pair ranges over seeds.
     """
     rows = recorded[recorded.metric == metric].sort_values(["overlap", "pair"])
     rows = rows.assign(pair=rows["overlap"].astype(str) + ":  " + rows["pair"])
@@ -193,7 +193,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
         tooltip=["pair:N", "seed:O", alt.Tooltip("value:Q", format=".3f")],
     )
     means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
-    title = f"Seeds differ little: the widest range over seeds of any pair is {spread.max():.2f}"
+    title = f"No pair ranges by more than {spread.max():.3f} over {rows['seed'].nunique()} seeds"
     return (
         (dots + means)
         .properties(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from repsim_utils import __version__
+from repsim_utils import RepsimError, __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
@@ -99,8 +100,10 @@ def book(
     root: Annotated[Path, typer.Option(help="Checkout of the book.")] = Path(),
 ) -> None:
     """Execute every chapter and build the pages."""
-    from repsim_utils import book as builder
-
+    try:
+        from repsim_utils import book as builder
+    except ImportError as error:
+        raise RepsimError(f"{error}; building the book needs: pip install 'repsim_utils[book]'") from None
     page = builder.build(root, profile, dict(_split(parameters)))
     typer.echo(f"The book is at {page.resolve()}")
 
@@ -123,15 +126,14 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: what a user got wrong is one line and exit code 2, what failed is exit code 1."""
-    from repsim_utils.book import BookError
-    from repsim_utils.datasets.shards import DamagedDataError
-    from repsim_utils.sweep import SweepError
-
     try:
         app(args=_join_parameters(sys.argv[1:]))
     except ValueError as error:
         sys.exit(_complain(error, 2))
-    except (OSError, BookError, SweepError, DamagedDataError) as error:
+    except OSError as error:
+        full = "; free some space, or choose another place with --store or --out, and run the same command again"
+        sys.exit(_complain(f"{error}{full if error.errno == errno.ENOSPC else ''}", 1))
+    except RepsimError as error:
         sys.exit(_complain(error, 1))
     except KeyboardInterrupt:
         sys.exit(_complain("stopped; what is finished is kept, and the same command goes on", 130))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 from tqdm import tqdm
 
-from repsim_utils import __version__
+from repsim_utils import RepsimError, __version__
 from repsim_utils.store import Store, key
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Config(Protocol):
         """The configuration as plain data."""
 
 
-class SweepError(Exception):
+class SweepError(RepsimError):
     """Some cells failed; the others are finished and kept.
 
     Attributes
@@ -81,6 +82,8 @@ def sweep(
     ------
     SweepError
         If a cell failed; raised after all others have run.
+    OSError
+        If the disk is full; raised at once.
     """
     store = store if store is not None else Store()
     rows: list[Mapping[str, Any]] = []
@@ -88,7 +91,9 @@ def sweep(
     for config in tqdm(list(configs), desc="cells", unit="cell", disable=not progress):
         try:
             rows += _cell(function, config, store, progress)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise  # every other cell would fail as well, after all its work
             log.error("a cell failed and is reported at the end")
             failures.append((config, traceback.format_exc()))
     table = pd.DataFrame(rows)

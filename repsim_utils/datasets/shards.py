@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from repsim_utils import files
+from repsim_utils import RepsimError, files
 from repsim_utils.datasets.color_shape_digit import (
     COLORS,
     DIGITS,
@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 SHARD_SIZE = 20_000  # images: 47 MB at 28 pixels
 
 
-class DamagedDataError(Exception):
+class DamagedDataError(RepsimError):
     """Data on disk are not what their manifest says."""
 
 

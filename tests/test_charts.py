@@ -1,0 +1,123 @@
+"""Charts are valid Vega-Lite, and their words are true to the tables."""
+
+import base64
+import io
+import re
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from repsim_utils import charts
+from repsim_utils.overlap import split_by_example
+from repsim_utils.published import published
+
+
+def some_results(n_seeds=4):
+    pairs = {1: ["a | b"], 2: ["a+b | a+c", "a+b | b+c", "a+c | b+c"], 3: ["a+b+c | a+b+c"]}
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"overlap": level, "pair": pair, "seed": seed, "metric": metric, "value": rng.uniform(0, 0.3) + level / 5}
+            for level, names in pairs.items()
+            for pair in names
+            for seed in range(n_seeds)
+            for metric in ("cka", "unbiased_cka")
+        ]
+    )
+
+
+def texts(spec):
+    title = spec["title"]
+    return title if isinstance(title, str) else title["text"]
+
+
+def valid(chart):
+    """The specification, after it was held against the schema and its words were looked at."""
+    spec = chart.to_dict()
+    assert spec["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+    assert len(spec["description"]) > 20 and len(texts(spec)) > 10
+    assert "nan" not in spec["description"] and "nan" not in texts(spec)
+    return spec
+
+
+def rows_of(spec):
+    return [row for rows in spec["datasets"].values() for row in rows]
+
+
+@pytest.mark.parametrize("measured", [None, some_results(1)])
+def test_task_overlap(measured):
+    recorded = some_results()
+    spec = valid(charts.task_overlap(recorded, published("task_only"), measured))
+    cka = recorded[recorded.metric == "cka"]
+    means = [f"{cka.value[cka.overlap == level].mean():.2f}" for level in (1, 2, 3)]
+    assert re.findall(r"\d\.\d\d", texts(spec)) == means
+    assert re.findall(r"\d\.\d\d", spec["description"]) == [*means, "0.00", "0.34", "0.64"]
+    assert "mean of 4 seeds" in spec["title"]["subtitle"][0]
+    sources = {row["source"] for row in rows_of(spec)}
+    assert sources == {charts.RECORDED, charts.PUBLISHED} | (set() if measured is None else {charts.MEASURED})
+    assert len(rows_of(spec)) == 6 + (0 if measured is None else 5)  # one metric, and of this run one mark a pair
+
+
+def test_task_overlap_with_one_seed_draws_no_interval():
+    spec = valid(charts.task_overlap(some_results(1), published("task_only")))
+    recorded = [row for row in rows_of(spec) if row["source"] == charts.RECORDED]
+    assert len(recorded) == 3 and all(row["low"] is None and row["high"] is None for row in recorded)
+
+
+def test_three_layers_are_told_apart_by_color_and_by_shape():
+    spec = valid(charts.task_overlap(some_results(), published("task_only"), some_results()))
+    for layer in spec["layer"]:
+        for channel in ("color", "shape"):
+            scale = layer["encoding"][channel]["scale"]
+            assert scale["domain"] == [charts.RECORDED, charts.PUBLISHED, charts.MEASURED]
+            assert len(set(scale["range"])) == 3
+
+
+def test_pairs_and_seeds():
+    recorded = some_results()
+    spec = valid(charts.pairs_and_seeds(recorded))
+    cka = recorded[recorded.metric == "cka"]
+    ranges = [cka.value[cka.pair == pair].max() - cka.value[cka.pair == pair].min() for pair in cka.pair.unique()]
+    assert f"{max(ranges):.2f}" in texts(spec)
+    assert "5 pairs" in spec["description"] and f"{min(ranges):.3f} to {max(ranges):.3f}" in spec["description"]
+    assert sorted(row["value"] for row in rows_of(spec)) == pytest.approx(sorted(cka.value))
+
+
+def test_picture_grid_keeps_every_pixel():
+    images = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows, columns = ["top"] * 3 + ["bottom"] * 3, ["a", "b", "c"] * 2
+    spec = valid(charts.picture_grid(images, rows, columns, title="Six small pictures", description="Six squares of noise."))
+    for row, image in zip(rows_of(spec), images, strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(row["url"].removeprefix("data:image/png;base64,"))))
+        np.testing.assert_array_equal(np.asarray(picture)[::2, ::2], image.permute(1, 2, 0))
+    assert [row["row"] for row in rows_of(spec)] == rows and [row["column"] for row in rows_of(spec)] == columns
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5, 1])
+def test_split_picture_counts_the_samples(overlap):
+    labels = np.repeat([0, 1], 8)
+    split = split_by_example(labels, overlap, seed=0)
+    spec = valid(charts.split_picture(labels, split, names=["cat", "dog"], title="Half of each class is shared"))
+    seen = [row["seen by"] for row in rows_of(spec)]
+    first, second = set(split.first), set(split.second)
+    expected = {
+        "both models": len(first & second),
+        "first model only": len(first - second),
+        "second model only": len(second - first),
+        "neither model": 16 - len(first | second),
+    }
+    assert {who: seen.count(who) for who in expected} == expected
+    counted = {who: int(n) for n, who in re.findall(r"(\d+) samples ([a-z ]+)", spec["description"])}
+    assert counted == {who: n for who, n in expected.items() if n}
+
+
+def test_charts_need_no_network(tmp_path):
+    """The renderer draws them as they stand: no address in the data."""
+    chart = charts.task_overlap(some_results(), published("task_only"))
+    assert isinstance(chart, alt.LayerChart) and "http" not in chart.to_json().replace(chart.to_dict()["$schema"], "")
+    chart.save(str(tmp_path / "figure.svg"))
+    assert "<svg" in (tmp_path / "figure.svg").read_text()

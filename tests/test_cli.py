@@ -1,0 +1,184 @@
+"""The command: what a user sees, exit codes, and what a wheel holds."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from repsim_utils import __version__, cli, published
+from repsim_utils.datasets.shards import DamagedDataError
+from repsim_utils.experiments import task_only
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "data": "{n_train: 1, n_probe: 1, size: 16}",
+    "model": "{name: small_resnet, width: 4}",
+    "recipe": "{epochs: 1, batch_size: 128, lr: 0.1, peak_epoch: 0.5}",
+    "overlaps": "[1, 3]",
+}
+
+
+@pytest.fixture
+def repsim(monkeypatch, capsys):
+    """Call the command in this process: (exit code, output, errors)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repsim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+def tiny(form):
+    """The settings in one of the two forms."""
+    return [word for name, value in TINY.items() for word in ("-p", *form(name, value))]
+
+
+def two_words(name, value):
+    return name, value
+
+
+def one_word(name, value):
+    return (f"{name}={value}",)
+
+
+def test_version(repsim):
+    assert repsim("version") == (0, f"{__version__}\n", "")
+
+
+def test_module_runs_as_a_program():
+    code = "from repsim_utils.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "run", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "repsim: unknown experiment 'nothing'; choose from task_only\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing"], "repsim: unknown experiment 'nothing'; choose from task_only\n"),
+        (["run", "task_only", "--profile", "tiny"], "unknown profile 'tiny'; choose from laptop, paper, smoke\n"),
+        (["run", "task_only", "-p", "sead", "1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
+        (["run", "task_only", "-p", "sead=1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
+        (["run", "task_only", "-p", "seeds", "[0, 1"], "task_only (smoke): seeds: Input should be a valid tuple, got '[0, 1'"),
+        (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
+        (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, got [7]"),
+        (["run", "task_only", "-p", "seeds"], "-p seeds needs a value"),
+        (["run", "task_only", "--record"], "only the whole laptop profile is recorded"),
+        (["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0]"], "only the whole laptop profile"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_code_2(repsim, monkeypatch, arguments, message):
+    monkeypatch.setattr(published, "record", None)
+    monkeypatch.setattr(task_only, "train", None)
+    code, out, err = repsim(*arguments)
+    assert code == 2 and message in err and out == ""
+    assert err.startswith("repsim: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["walk"], ["run", "task_only", "--fast"], ["data", "color-shape-digit"]],
+)
+def test_what_typer_refuses_is_code_2(repsim, arguments):
+    assert repsim(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("form", [two_words, one_word])
+def test_run_prints_a_summary(repsim, tmp_path, form):
+    code, out, _ = repsim("run", "task_only", "--store", tmp_path / "here", *tiny(form))
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["metric", "overlap", "pair", "mean", "low", "high", "n"]
+    assert len(lines) == 1 + 2 * 4 and all(line.split()[-3:] == ["-", "-", "1"] for line in lines[1:])
+    assert len(list((tmp_path / "here" / "task_only").iterdir())) == 2
+    assert not (tmp_path / "default_store").exists()
+
+
+def test_run_uses_the_store_of_the_environment(repsim, tmp_path, monkeypatch):
+    assert repsim("run", "task_only", *tiny(two_words))[0] == 0
+    assert len(list((tmp_path / "default_store" / "models").iterdir())) == 4
+    monkeypatch.setattr(task_only, "train", None)
+    assert repsim("run", "task_only", *tiny(one_word))[0] == 0  # both forms mean the same, and all is there
+
+
+def test_record_writes_the_whole_laptop_table(repsim, monkeypatch):
+    tables = []
+    small = task_only.Settings(
+        seeds=(0,), overlaps=(1,), data={"n_train": 1, "n_probe": 1, "size": 16},
+        model={"name": "small_resnet", "width": 4},
+        recipe={"epochs": 1, "batch_size": 128, "lr": 0.1, "peak_epoch": 0.5},
+    )  # fmt: skip
+    monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
+    monkeypatch.setattr(published, "record", lambda table, experiment: tables.append((table, experiment)) or "there")
+    code, out, _ = repsim("run", "task_only", "--profile", "laptop", "--record")
+    assert code == 0 and out.startswith("recorded in there\n")
+    assert tables[0][1] == "task_only" and set(tables[0][0].profile) == {"laptop"}
+
+
+def test_failures_are_code_1(repsim, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("the cell broke")
+
+    monkeypatch.setattr(task_only, "measure_pair", broken)
+    code, _, err = repsim("run", "task_only", *tiny(one_word))
+    assert code == 1 and "2 cell(s) failed" in err and "ZeroDivisionError: the cell broke" in err
+
+
+def test_a_stop_is_code_130(repsim, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repsim_utils.sweep.sweep", stopped)
+    code, _, err = repsim("run", "task_only")
+    assert code == 130 and "Traceback" not in err
+
+
+def test_data(repsim, tmp_path):
+    command = ["data", "color-shape-digit", "--out", tmp_path / "csd", "--n-train", "1", "--size", "16"]
+    code, out, _ = repsim(*command)
+    assert code == 0 and "every shard matches its checksum" in out
+    assert json.loads((tmp_path / "csd" / "manifest.json").read_text())["n_images"]["train"] == 800
+    assert repsim(*command, "--verify")[0] == 0
+    (tmp_path / "csd" / "train-00000.npy").write_bytes(b"damaged")
+    code, _, err = repsim(*command, "--verify")
+    assert code == 1 and "train-00000.npy is missing or damaged" in err and "Traceback" not in err
+    assert repsim(*command)[0] == 0  # mends it
+    code, _, err = repsim(*command, "--seed", "1")
+    assert code == 2 and "holds another data set" in err
+
+
+def test_damaged_data_are_an_error_of_the_files_not_of_the_user():
+    assert not issubclass(DamagedDataError, ValueError)
+
+
+def test_figure(repsim, tmp_path):
+    code, out, _ = repsim("figure", "--out", tmp_path / "figure.svg")
+    assert code == 0 and "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_a_wheel_of_the_repository_holds_its_tables(tmp_path):
+    """Built from a copy, as git has it, so that nothing that lies about gets in."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w"]
+    built = subprocess.run([*command, tmp_path, "."], cwd=tmp_path / "copy", capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("repsim_utils-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"repsim_utils/profiles/{name}.yaml" for name in ("smoke", "laptop", "paper")}
+    wanted |= {"repsim_utils/data/published_results.csv", "repsim_utils/data/README.md"}
+    wanted |= {f"repsim_utils/data/results/{path.name}" for path in (ROOT / "data" / "results").glob("*.csv")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "repsim_utils").rglob("*.py")}
+    assert wanted <= held
+    assert not [name for name in held if name.startswith(("tests", "chapters", "benchmarks", "data/"))]

@@ -1,0 +1,80 @@
+"""The published and the recorded tables."""
+
+import pandas as pd
+import pytest
+
+from repsim_utils import files, profiles, published
+from repsim_utils.experiments import task_only
+from repsim_utils.store import key
+
+COLUMNS = ["experiment", "model", "training", "dataset", "probe", "metric", "overlap", "mean", "sd", "n"]
+RECORDED = [
+    "experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "probe", "metric", "value",
+    "version", "date", "wall_seconds",
+]  # fmt: skip
+
+
+def test_the_published_table_is_whole():
+    table = pd.read_csv(files.data_folder() / "published_results.csv")
+    assert len(table) == 6100 and list(table) == COLUMNS
+    assert sum(len(published.published(name)) for name in table.experiment.unique()) == 6100
+
+
+def test_task_only_has_the_numbers_of_the_paper():
+    table = published.published("task_only")
+    pd.testing.assert_frame_equal(table, published.published("csd_task_only"))
+    rows = table[(table.metric == "cka") & (table.training == "scratch") & (table.probe == "color_shape_digit")]
+    means = rows.set_index("overlap")["mean"]
+    assert [round(means[level], 2) for level in (1, 2, 3)] == [0.00, 0.34, 0.64] and len(rows) == 3
+
+
+def test_missing_is_missing_and_never_a_sentinel():
+    table = pd.read_csv(files.data_folder() / "published_results.csv")
+    assert not (table["mean"] == -1).any() and table["mean"].notna().all()
+    cka = table[table.metric == "cka"]
+    assert cka["mean"].between(0, 1).all() and (cka.n >= 1).all()
+
+
+def test_unknown_experiment():
+    with pytest.raises(ValueError, match=r"nothing published as 'nothing'; there is .*csd_task_only"):
+        published.published("nothing")
+    with pytest.raises(FileNotFoundError, match="nothing is not recorded: run repsim run nothing --profile laptop --rec"):
+        published.recorded("nothing")
+
+
+def small_table():
+    row = {
+        "experiment": "task_only", "key": "00123e4567890123", "profile": "laptop", "metric": "cka", "overlap": 1,
+        "seed": 0, "value": 0.123456789, "rank": 8, "version": "0.1.0", "date": "2026-01-01", "wall_seconds": 1.25,
+    }  # fmt: skip
+    return pd.DataFrame([row, row | {"seed": 1, "value": None, "key": "1234567890123456"}])
+
+
+def test_record_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "data")
+    (tmp_path / "pyproject.toml").touch()
+    path = published.record(small_table(), "task_only")
+    assert path == tmp_path / "data" / "results" / "task_only.csv"
+    table = published.recorded("task_only")
+    assert list(table.key) == ["00123e4567890123", "1234567890123456"]  # text, with its zeros
+    assert table.value[0] == 0.123457 and pd.isna(table.value[1])
+    assert list(table)[-3:] == ["version", "date", "wall_seconds"] and "rank" in table
+
+
+def test_without_a_checkout_nothing_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "site-packages" / "data")
+    with pytest.raises(FileNotFoundError, match="recorded in a checkout of the book"):
+        published.record(small_table(), "task_only")
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_what_is_recorded_is_the_laptop_profile_as_it_is_now():
+    """Fails where the profile or a version number changed and the experiment was not recorded again."""
+    table = published.recorded("task_only")
+    assert list(table) == RECORDED and table.notna().all().all()
+    assert set(table.profile) == {"laptop"}
+    cells = task_only.pairs(profiles.load("laptop", "task_only"))
+    assert set(table.key) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert not table.duplicated(["key", "metric"]).any()
+    assert set(table.groupby("key").metric.agg(frozenset)) == {frozenset(table.metric)}
+    assert table.value[table.metric != "unbiased_cka"].between(0, 1).all()
