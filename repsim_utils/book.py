@@ -127,9 +127,14 @@ def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]
     start = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(root / "chapters" / chapter), str(output), parameters, cwd=str(root), progress_bar=False,
-            kernel_name="python3", log_output=False,
-        )  # fmt: skip
+            str(root / "chapters" / chapter),
+            str(output),
+            parameters,
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )
     except PapermillExecutionError as error:
         return Failure(str(chapter), error.cell_index, f"{error.ename}: {error.evalue}")
     except Exception as error:  # a kernel that died, a file that is no notebook
