@@ -8,7 +8,7 @@ from torch import Tensor
 from repsim_utils.models.vision import Classifier, as_float, device
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Tensor:
     """Penultimate representation of every image.
 

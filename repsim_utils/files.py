@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import socket
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -20,7 +22,7 @@ def write(path: Path, content: bytes) -> None:
         If the file cannot be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -32,6 +34,22 @@ def write(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def temporary_prefix(path: Path) -> str:
+    """Beginning of a temporary name beside `path`, which tells the machine and the process that it belongs to."""
+    return f".{path.name}.{socket.gethostname()}.{os.getpid()}."
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that processes of this machine left when they were killed."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        owner = path.name.split(f".{socket.gethostname()}.")[-1].split(".")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").is_dir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def split_by_chunk(n_tokens: int, overlap: float, *, seed: int, n_chunks: int = 
         If the overlap is outside [0, 1], the number of chunks is odd, or the stream too short.
     """
     _check(overlap)
-    if n_chunks < 2 or n_chunks % 2:
+    if not isinstance(n_chunks, int | np.integer) or n_chunks < 2 or n_chunks % 2:
         raise ValueError(f"n_chunks must be even and at least 2, so that each model gets half, got {n_chunks}")
     length = n_tokens // n_chunks
     if min_length < 1 or length < min_length:
@@ -238,7 +239,7 @@ def _index_split(first: NDArray[Any], second: NDArray[Any]) -> Split:
 
 
 def _check(overlap: float, mode: str = "constrained") -> None:
-    if isinstance(overlap, bool | str) or not 0 <= overlap <= 1:
+    if isinstance(overlap, bool) or not isinstance(overlap, Real) or not 0 <= overlap <= 1:
         raise ValueError(f"overlap must be a number between 0 and 1, got {overlap!r}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")

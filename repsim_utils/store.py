@@ -82,7 +82,7 @@ class Store:
             return Run(path, _read(path, config))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("damaged run %s is computed again (%s)", path, error)
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.damaged.", dir=path.parent))
+            aside = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(path), suffix=".tmp", dir=path.parent))
             with suppress(FileNotFoundError):  # another process was first
                 os.rename(path, aside / path.name)
             shutil.rmtree(aside, ignore_errors=True)
@@ -104,7 +104,8 @@ class Store:
         """
         path = self.root / kind / key(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        files.remove_leftovers(path.parent)
+        folder = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(path), suffix=".tmp", dir=path.parent))
         try:
             contents = {"config.json": files.canonical_json(config)}
             if weights is not None:
@@ -119,8 +120,8 @@ class Store:
             try:
                 os.rename(folder, path)
             except OSError:
-                if not path.is_dir():
-                    raise
+                if self.load(kind, config) is None:  # what stood there was damaged and has been put aside
+                    os.rename(folder, path)
             files.sync_folder(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -70,9 +70,11 @@ def test_task_overlap_with_one_seed_draws_no_interval():
 
 def test_three_layers_are_told_apart_by_color_and_by_shape():
     spec = valid(charts.task_overlap(some_results(), published("task_only"), some_results()))
-    for layer in spec["layer"]:
-        for channel in ("color", "shape"):
-            scale = layer["encoding"][channel]["scale"]
+    encodings = [layer["encoding"] for layer in spec["layer"]]
+    for channel in ("color", "shape"):
+        scales = [encoding[channel]["scale"] for encoding in encodings if channel in encoding]
+        assert scales  # a rule has no shape
+        for scale in scales:
             assert scale["domain"] == [charts.RECORDED, charts.PUBLISHED, charts.MEASURED]
             assert len(set(scale["range"])) == 3
 
@@ -90,7 +92,9 @@ def test_pairs_and_seeds():
 def test_picture_grid_keeps_every_pixel():
     images = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows, columns = ["top"] * 3 + ["bottom"] * 3, ["a", "b", "c"] * 2
-    spec = valid(charts.picture_grid(images, rows, columns, title="Six small pictures", description="Six squares of noise."))
+    spec = valid(
+        charts.picture_grid(images, rows, columns, title="Six small pictures", description="Six squares of noise.")
+    )
     for row, image in zip(rows_of(spec), images, strict=True):
         picture = Image.open(io.BytesIO(base64.b64decode(row["url"].removeprefix("data:image/png;base64,"))))
         np.testing.assert_array_equal(np.asarray(picture)[::2, ::2], image.permute(1, 2, 0))

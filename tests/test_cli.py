@@ -66,12 +66,18 @@ def test_module_runs_as_a_program():
         (["run", "task_only", "--profile", "tiny"], "unknown profile 'tiny'; choose from laptop, paper, smoke\n"),
         (["run", "task_only", "-p", "sead", "1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
         (["run", "task_only", "-p", "sead=1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
-        (["run", "task_only", "-p", "seeds", "[0, 1"], "task_only (smoke): seeds: Input should be a valid tuple, got '[0, 1'"),
+        (
+            ["run", "task_only", "-p", "seeds", "[0, 1"],
+            "task_only (smoke): seeds: Input should be a valid tuple, got '[0, 1'",
+        ),
         (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
         (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, got [7]"),
         (["run", "task_only", "-p", "seeds"], "-p seeds needs a value"),
         (["run", "task_only", "--record"], "only the whole laptop profile is recorded"),
-        (["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0]"], "only the whole laptop profile"),
+        (
+            ["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0]"],
+            "only the whole laptop profile",
+        ),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line_and_code_2(repsim, monkeypatch, arguments, message):
@@ -159,7 +165,7 @@ def test_damaged_data_are_an_error_of_the_files_not_of_the_user():
 
 
 def test_figure(repsim, tmp_path):
-    code, out, _ = repsim("figure", "--out", tmp_path / "figure.svg")
+    code, _, _ = repsim("figure", "--out", tmp_path / "figure.svg")
     assert code == 0 and "<svg" in (tmp_path / "figure.svg").read_text()
 
 

@@ -17,7 +17,8 @@ def test_type_and_shape():
 
 def test_it_is_what_the_head_sees():
     model = build("small_resnet", 5, seed=0, width=4).eval()
-    torch.testing.assert_close(model.head(represent(model, IMAGES)), model(IMAGES / 255))
+    with torch.no_grad():
+        torch.testing.assert_close(model.head(represent(model, IMAGES)), model(IMAGES / 255))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 500])

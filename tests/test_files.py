@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,17 @@ def test_canonical_json_does_not_depend_on_order():
 
 def test_shipped_tables_are_found():
     assert (files.data_folder() / "published_results.csv").is_file()
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine = tmp_path / f"{files.temporary_prefix(tmp_path / 'a')}x.tmp"
+    dead = tmp_path / mine.name.replace(f".{os.getpid()}.", f".{gone.pid}.")
+    elsewhere = tmp_path / f".a.another-machine.{gone.pid}.x.tmp"
+    for path in (mine, elsewhere):
+        path.write_text("in progress")
+    dead.mkdir()
+    (dead / "part").write_text("half")
+    files.remove_leftovers(tmp_path)
+    assert mine.exists() and elsewhere.exists() and not dead.exists()

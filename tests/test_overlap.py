@@ -172,7 +172,7 @@ class TestErrors:
 def test_a_class_that_is_too_small_is_named():
     with pytest.raises(ValueError, match=r"class 7 is too small: it has 1 sample"):
         split_by_example([3, 3, 7], 0.5, seed=0)
-    with pytest.raises(ValueError, match="at least 2 classes .* got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 classes .* got 1"):
         split_by_class([3, 3, 3], 0.5, seed=0)
 
 

@@ -46,9 +46,9 @@ def test_the_paper_profile_is_the_paper():
 def test_overrides():
     load = profiles.load
     assert load("smoke", "task_only", seeds="[0, 3]").seeds == load("smoke", "task_only", seeds=(0, 3)).seeds == (0, 3)
-    assert load("smoke", "task_only", seeds=None, overlaps="[2]").model_dump() == load("smoke", "task_only").model_dump() | {
-        "overlaps": (2,)
-    }
+    assert load("smoke", "task_only", seeds=None, overlaps="[2]").model_dump() == load(
+        "smoke", "task_only"
+    ).model_dump() | {"overlaps": (2,)}
     assert load("smoke", "color_shape_digit", difficulty="0.25").difficulty == 0.25
 
 
@@ -74,7 +74,9 @@ def test_unknown_names_say_what_there_is():
     with pytest.raises(ValueError, match="unknown profile 'tiny'; choose from laptop, paper, smoke"):
         profiles.load("tiny", "task_only")
     for section in ("task_onli", "model_dump"):
-        with pytest.raises(ValueError, match=f"unknown experiment '{section}'; choose from color_shape_digit, task_only"):
+        with pytest.raises(
+            ValueError, match=f"unknown experiment '{section}'; choose from color_shape_digit, task_only"
+        ):
             profiles.load("smoke", section)
 
 

@@ -53,7 +53,9 @@ def test_a_run_without_weights(store):
 
 def test_saved_and_loaded_records_are_alike(store):
     """JSON makes a list of a tuple: in the answer of `save` too."""
-    assert store.save("cells", CONFIG, {"pair": (1, 2)}).record == store.load("cells", CONFIG).record == {"pair": [1, 2]}
+    assert (
+        store.save("cells", CONFIG, {"pair": (1, 2)}).record == store.load("cells", CONFIG).record == {"pair": [1, 2]}
+    )
 
 
 def test_key_does_not_depend_on_order():

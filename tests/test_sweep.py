@@ -1,5 +1,6 @@
 """Sweeps: computed once, failures reported at the end, safe to kill."""
 
+import errno
 import json
 import os
 import signal
@@ -162,3 +163,15 @@ def test_kill_in_mid_sweep_then_again_gives_the_same_table(tmp_path):
     calls = (tmp_path / "killed.calls").read_text().split()
     assert sorted(set(calls), key=int) == [str(n) for n in range(30)]
     assert len(calls) <= 31  # at most the cell in progress was lost
+
+
+def test_a_full_disk_stops_the_sweep_at_once(tmp_path):
+    calls = []
+
+    def full(config, store, *, progress):
+        calls.append(config)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        sweep(full, [Cell(number=1), Cell(number=2)], store=Store(tmp_path), progress=False)
+    assert len(calls) == 1

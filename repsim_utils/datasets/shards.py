@@ -181,15 +181,19 @@ def _is_whole(path: Path, checksum: str | None) -> bool:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not all(isinstance(manifest[name], dict) for name in ("n_images", "sha256")) or not manifest["shard_size"]:
+            raise ValueError
+        return manifest
     except FileNotFoundError:
         raise DamagedDataError(f"{folder} has no {MANIFEST}: no data were written there") from None
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         raise DamagedDataError(f"{folder / MANIFEST} is damaged; remove it and write the data again") from None
 
 
 def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
     """The manifest of what is there already, or an empty one."""
+    files.remove_leftovers(folder)
     if not (folder / MANIFEST).exists():
         return header | {"sha256": {}}
     manifest = _read_manifest(folder)

@@ -69,8 +69,8 @@ class Settings(_Frozen):
     @field_validator("overlaps")
     @classmethod
     def _levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not set(value) <= set(PAIRS):
-            raise ValueError(f"task overlap has the levels {', '.join(map(str, PAIRS))}")
+        if not set(value) <= set(PAIRS) or len(set(value)) < len(value):
+            raise ValueError(f"task overlap has the levels {', '.join(map(str, PAIRS))}, each at most once")
         return value
 
     @field_validator("seeds")
@@ -199,7 +199,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     """
     values = similarity(*representations(pair, store, progress=progress))
     for which, member in (("first", pair.first), ("second", pair.second)):
-        values[f"accuracy_{which}"] = trained(member, store).record["accuracy"]
+        values[f"accuracy_{which}"] = trained(member, store, progress=progress).record["accuracy"]
     row = {
         "dataset": "color_shape_digit",
         "architecture": pair.first.model.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def as_pair(x: Any, y: Any, *, least_rows: int) -> tuple[Tensor, Tensor]:
     """
     pair = []
     for name, values in (("x", x), ("y", y)):
-        tensor = torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else _from_array(name, values)
         if tensor.ndim != 2 or not tensor.shape[1]:
             raise ValueError(f"{name} must be a matrix with one row a sample, got shape {tuple(tensor.shape)}")
         if tensor.is_complex():
@@ -40,6 +41,13 @@ def as_pair(x: Any, y: Any, *, least_rows: int) -> tuple[Tensor, Tensor]:
     if len(pair[0]) != len(pair[1]):
         raise ValueError(f"x and y must have matching rows, got {len(pair[0])} and {len(pair[1])}")
     return pair[0], pair[1]
+
+
+def _from_array(name: str, values: Any) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got {array.dtype} ({type(values).__name__})")
+    return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
 
 
 def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma: float | None = None) -> float:
@@ -77,10 +85,10 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     x, y = as_pair(x, y, least_rows=4 if unbiased else 2)
     x, y = _centre(x), _centre(y)
     hsic = _unbiased_hsic if unbiased else _biased_hsic
-    xx, yy = hsic(x, x), hsic(y, y)
-    if xx <= 0 or yy <= 0:
-        raise ValueError(f"unbiased CKA is undefined here: {'x' if xx <= 0 else 'y'} has no positive HSIC with itself")
-    return hsic(x, y) / (xx * yy) ** 0.5
+    for name, values in (("x", x), ("y", y)):
+        if unbiased and hsic(values, values) * len(x) * (len(x) - 3) < 1e-10 * _biased_hsic(values, values):
+            raise ValueError(f"unbiased CKA is undefined here: {name} has no positive HSIC with itself")
+    return hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5
 
 
 def _centre(x: Tensor) -> Tensor:

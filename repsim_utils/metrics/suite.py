@@ -67,9 +67,18 @@ def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     -------
     Tensor
         (n, d). A row of zeros has no direction and stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If so many features are zero that clamping would leave nothing.
     """
     rank = min(int(quantile * x.numel()), x.numel() - 1) + 1
     limit = x.abs().flatten().kthvalue(rank).values
+    if limit == 0:
+        raise ValueError(
+            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None"
+        )
     x = x.clamp(-limit, limit)
     norms = x.norm(dim=1, keepdim=True)
     return torch.where(norms > 0, x / norms, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ class Recipe(BaseModel):
     and saturation.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
@@ -34,6 +34,12 @@ class Recipe(BaseModel):
     jitter: float = Field(0.0, ge=0, lt=1)
     translate: int = Field(0, ge=0)
     cutout: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _peak_within(self) -> Recipe:
+        if self.peak_epoch > self.epochs:
+            raise ValueError(f"peak_epoch must not be after the last of {self.epochs} epochs, got {self.peak_epoch}")
+        return self
 
 
 def train(

@@ -197,7 +197,7 @@ def test_bad_arguments_of_render(change, message):
 def test_bad_arguments_of_the_data_set():
     with pytest.raises(ValueError, match="n_per_combination must be at least 1, got 0"):
         ColorShapeDigit(0, split="train")
-    with pytest.raises(ValueError, match="split must be one of .*'train'.*got 'dev'"):
+    with pytest.raises(ValueError, match=r"split must be one of .*'train'.*got 'dev'"):
         ColorShapeDigit(1, split="dev")
     for factors in ((), ("shape", "shape"), ("size",)):
         with pytest.raises(ValueError, match="factors must be one to three different ones of"):

@@ -103,9 +103,9 @@ def test_verify_notices_one_flipped_bit(folder, name):
 
 def test_a_missing_shard_is_named(folder):
     (folder / "train-00001-ids.npy").unlink()
-    with pytest.raises(DamagedDataError, match="train-00001-ids.npy is missing"):
+    with pytest.raises(DamagedDataError, match=r"train-00001-ids.npy is missing"):
         ShardedImages(folder, "train")
-    with pytest.raises(DamagedDataError, match="train-00001-ids.npy is missing"):
+    with pytest.raises(DamagedDataError, match=r"train-00001-ids.npy is missing"):
         verify(folder)
     ShardedImages(folder, "test")
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from repsim_utils.experiments import task_only
-from repsim_utils.experiments.task_only import Settings, pairs, probe, train_member
+from repsim_utils.experiments.task_only import Settings, pairs, probe, trained
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
@@ -28,22 +28,16 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A store with a finished tiny run, its table, and the seeds and weights that its models began with."""
-    store, built, trained = Store(tmp_path_factory.mktemp("store")), [], []
-    build, train = task_only.build, task_only.train
+    store, begun, train = Store(tmp_path_factory.mktemp("store")), [], task_only.train
 
-    def spy_build(*args, **options):
-        built.append((options["seed"], model := build(*args, **options)))
-        return model
-
-    def spy_train(model, images, labels, recipe, *, seed, progress):
-        trained.append((seed, model.body[0].weight.detach().clone()))
+    def spy(model, images, labels, recipe, *, seed, progress):
+        begun.append((seed, model.body[0].weight.detach().clone()))
         return train(model, images, labels, recipe, seed=seed, progress=progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_only, "build", spy_build)
-        patch.setattr(task_only, "train", spy_train)
+        patch.setattr(task_only, "train", spy)
         table = sweep(task_only.measure_pair, pairs(settings()), store=store, progress=False)
-    return store, table, built, trained
+    return store, table, begun
 
 
 def test_the_five_pairs_of_the_paper():
@@ -71,10 +65,9 @@ def test_every_seed_has_every_pair():
 
 def test_every_model_is_trained_once_from_its_own_seed(swept):
     """Seven models for ten places in five pairs; no two begin with the same weights or batches."""
-    _, _, built, trained = swept
-    assert len(built) == 10 and len(trained) == 7
-    assert len({seed for seed, _ in trained}) == 7
-    weights = [tuple(weight.flatten().tolist()) for _, weight in trained]
+    begun = swept[2]
+    assert len(begun) == len({seed for seed, _ in begun}) == 7
+    weights = [tuple(weight.flatten().tolist()) for _, weight in begun]
     assert len(set(weights)) == 7
 
 
@@ -89,11 +82,14 @@ def test_own_seeds_never_repeat_over_seeds(monkeypatch):
         raise Found
 
     monkeypatch.setattr(task_only, "build", spy)
+    monkeypatch.setattr(task_only, "ColorShapeDigit", lambda *_, **__: None)
+    task_only._images.cache_clear()
     cells = pairs(settings(seeds=range(30)))
     members = {key(m.model_dump(mode="json")): m for pair in cells for m in (pair.first, pair.second)}
     for member in members.values():
         with pytest.raises(Found):
-            train_member(member, Store())
+            trained(member, Store(), progress=False)
+    task_only._images.cache_clear()
     assert len(members) == len(set(seeds)) == 7 * 30
 
 
@@ -111,14 +107,14 @@ def test_the_table(swept):
 
 
 def test_a_second_run_comes_from_the_store(swept, monkeypatch):
-    store, table, _, _ = swept
+    store, table, _ = swept
     monkeypatch.setattr(task_only, "build", None)
     monkeypatch.setattr(task_only, "ColorShapeDigit", None)
     pd.testing.assert_frame_equal(sweep(task_only.measure_pair, pairs(settings()), store=store, progress=False), table)
 
 
 def test_kept_models_give_the_same_measurements(swept, monkeypatch, tmp_path):
-    store, table, _, _ = swept
+    store, table, _ = swept
     shutil.copytree(store.root / "models", tmp_path / "models")
     monkeypatch.setattr(task_only, "train", None)
     again = sweep(task_only.measure_pair, pairs(settings()), store=Store(tmp_path), progress=False)

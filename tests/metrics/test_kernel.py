@@ -126,7 +126,7 @@ def changed(value, row=0):
         (np.zeros(40), r"must be a matrix with one row a sample, got shape \(40,\)"),
         (np.zeros((40, 2, 3)), r"must be a matrix with one row a sample, got shape \(40, 2, 3\)"),
         (np.zeros((40, 0)), r"must be a matrix with one row a sample, got shape \(40, 0\)"),
-        (1j * pair()[0], "must hold real numbers, got torch.complex128"),
+        (1j * pair()[0], "must hold real numbers, got complex128"),
     ],
 )
 def test_bad_input_names_the_argument(bad, message):
@@ -155,3 +155,21 @@ def test_rows_that_do_not_match():
 def test_what_is_not_there_is_refused(options):
     with pytest.raises(ValueError, match="kernel must be 'linear'"):
         cka(*pair(), **options)
+
+
+def test_unbiased_is_undefined_where_samples_differ_in_one_row_only():
+    """Rows that are equal but for one have an unbiased HSIC of exactly 0 with themselves."""
+    for n in range(5, 40):
+        x = np.full((n, 1), 0.7)
+        x[0] = 1
+        with pytest.raises(ValueError, match="x has no positive HSIC"):
+            cka(x, np.random.default_rng(0).normal(size=(n, 3)), unbiased=True)
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x[::-1], lambda x: np.broadcast_to(x, x.shape)], ids=["reversed", "read-only"]
+)
+@pytest.mark.filterwarnings("error")
+def test_any_numpy_view_is_taken(view):
+    x, y = pair()
+    assert cka(view(x), y) == cka(np.array(view(x)), y)

@@ -45,7 +45,7 @@ def test_augmentation_gives_floats_in_0_1_and_leaves_the_images():
     before = images.clone()
     result = augmented(images, flip=True, translate=3, jitter=0.5, cutout=5)
     assert result.dtype == torch.float32 and result.shape == images.shape and torch.equal(images, before)
-    assert 0 <= result.min() and result.max() <= 1
+    assert result.min() >= 0 and result.max() <= 1
 
 
 def test_translate_moves_by_whole_pixels_and_repeats_the_edge():
@@ -92,7 +92,7 @@ def test_jitter_is_brightness_contrast_and_saturation():
 def test_jitter_is_clamped():
     for level in (0, 255):
         result = augmented(torch.full((50, 3, 4, 4), level, dtype=torch.uint8), jitter=0.5)
-        assert 0 <= result.min() and result.max() <= 1
+        assert result.min() >= 0 and result.max() <= 1
 
 
 def test_cutout_is_one_square_hole_that_may_reach_over_the_edge():
