@@ -71,7 +71,7 @@ def test_module_runs_as_a_program():
             "task_only (smoke): seeds: Input should be a valid tuple, got '[0, 1'",
         ),
         (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
-        (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, got [7]"),
+        (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, each at most once, got [7]"),
         (["run", "task_only", "-p", "seeds"], "-p seeds needs a value"),
         (["run", "task_only", "--record"], "only the whole laptop profile is recorded"),
         (

@@ -59,7 +59,7 @@ def test_overrides():
         ({"seeds": "[0, 1"}, r"task_only \(smoke\): seeds: .*got '\[0, 1'"),
         ({"seeds": "[0, -1]"}, r"task_only \(smoke\): seeds: seeds are different whole numbers, 0 or more"),
         ({"seeds": ""}, r"task_only \(smoke\): seeds: .*got None"),
-        ({"overlaps": "[4]"}, r"overlaps: task overlap has the levels 1, 2, 3, got \[4\]"),
+        ({"overlaps": "[4]"}, r"overlaps: task overlap has the levels 1, 2, 3, each at most once, got \[4\]"),
         ({"data": "{n_train: 1}"}, r"data.n_probe: Field required"),
         ({"model": "{name: vgg}"}, r"model.name: .*'small_resnet' or 'resnet18', got 'vgg'"),
     ],

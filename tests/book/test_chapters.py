@@ -64,7 +64,7 @@ def test_an_unknown_profile_says_which_there_are(tmp_path):
 def test_a_bad_overlap_says_what_is_allowed(tmp_path):
     finished = _papermill(tmp_path, "-p", "profile", "smoke", "-p", "overlaps", "[4]")
     assert finished.returncode
-    assert "task overlap has the levels 1, 2, 3, got [4]" in finished.stderr
+    assert "task overlap has the levels 1, 2, 3, each at most once, got [4]" in finished.stderr
 
 
 def _small_book(root, **sources):
