@@ -1,5 +1,7 @@
 """The recorded results: what the chapters say of them, and that this code still makes them."""
 
+import re
+
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
@@ -49,4 +51,5 @@ def test_main_figure_is_drawn_from_the_recorded_table(tmp_path):
     chart = charts.task_overlap(published.recorded("task_only"), published.published("task_only"))
     chart.save(str(tmp_path / "figure.svg"))
     kept = data_folder().parent / "chapters" / "images" / "task_overlap.svg"
-    assert kept.read_text() == (tmp_path / "figure.svg").read_text()
+    drawn, there = (re.sub(r"clip\d+", "clip", path.read_text()) for path in (tmp_path / "figure.svg", kept))
+    assert drawn == there, "the picture is not of the recorded table: make figure"
