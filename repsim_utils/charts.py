@@ -104,16 +104,16 @@ def task_overlap(
     theirs = theirs.assign(low=theirs["mean"] - theirs["sd"], high=theirs["mean"] + theirs["sd"])
     now = None if measured is None else measured[measured.metric == "cka"].rename(columns={"value": "mean"})
     means = [f"{mean:.2f}" for mean in ours["mean"]]
+    hidden = " (narrower than the marks)" if (ours["high"] - ours["low"]).max() < 0.025 else ""
     return three_layers(
         ours,
         theirs,
         now,
         title=f"The more of a task two models share, the more alike they are: CKA {', '.join(means)}",
         subtitle=[
-            f"Recorded: mean of {ours['n'].min()} seeds with 95% interval. Published: mean ± standard deviation",
-            f"of pairs (ResNet-18, {theirs['n'].min()} seeds). This run: one mark a pair."
-            if now is not None
-            else f"of pairs (ResNet-18, {theirs['n'].min()} seeds).",
+            f"Recorded: mean of {ours['n'].min()} seeds with 95% interval{hidden}.",
+            f"Published: mean ± standard deviation of pairs (ResNet-18, {theirs['n'].min()} seeds)."
+            + (" This run: one mark a pair." if now is not None else ""),
         ],
         x_title="factors that both models predict (level of task overlap)",
         y_title="linear CKA on held-out images",
@@ -186,7 +186,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
     spread = rows.groupby("pair")["value"].agg(lambda values: values.max() - values.min())
     order = list(dict.fromkeys(rows["pair"]))
     base = alt.Chart(rows[["pair", "value", "seed"]]).encode(
-        y=alt.Y("pair:N", sort=order, title="level: first model | second model", axis=alt.Axis(labelLimit=320))
+        y=alt.Y("pair:N", sort=order, title=None, axis=alt.Axis(labelLimit=320))
     )
     dots = base.mark_point(size=45, filled=True, opacity=0.45, color=BLUE).encode(
         x=alt.X("value:Q", title="linear CKA on held-out images", scale=alt.Scale(domain=[0, 1])),
@@ -199,7 +199,11 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
         .properties(
             width=380,
             height=200,
-            title=alt.Title(title, subtitle="Blue: one seed each. Black: mean of the pair.", anchor="start"),
+            title=alt.Title(
+                title,
+                subtitle="Level: first model | second model. Blue: one seed each. Black: mean of the pair.",
+                anchor="start",
+            ),
             description=f"CKA of {len(order)} pairs of models, one dot a seed; over seeds they range by "
             f"{spread.min():.3f} to {spread.max():.3f}.",
         )
