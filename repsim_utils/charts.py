@@ -193,6 +193,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
         tooltip=["pair:N", "seed:O", alt.Tooltip("value:Q", format=".3f")],
     )
     means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
+    key = "Level: first model | second model. Blue: one seed each. Black: mean of the pair."
     title = f"No pair ranges by more than {spread.max():.3f} over {rows['seed'].nunique()} seeds"
     return (
         (dots + means)
@@ -201,7 +202,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
             height=200,
             title=alt.Title(
                 title,
-                subtitle="Level: first model | second model. Blue: one seed each. Black: mean of the pair.",
+                subtitle=key,
                 anchor="start",
             ),
             description=f"CKA of {len(order)} pairs of models, one dot a seed; over seeds they range by "
