@@ -3,7 +3,7 @@
 import os
 
 # Before torch is loaded: threads that wait for one another spin only briefly, then sleep. Where two trainings share the
-# cores, long spinning slows both by far more than it ever gains (benchmarks/waiting.py).
+# cores, long spinning can stall both (benchmarks/waiting.py).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
