@@ -69,6 +69,8 @@ class Store:
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root) if root is not None else default_root()
+        if self.root.exists() and not self.root.is_dir():
+            raise NotADirectoryError(f"the store {self.root} is a file; name a folder with --store or $REPSIM_STORE")
 
     def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
         """The run of this configuration, or None if there is none.

@@ -186,3 +186,9 @@ def test_nothing_in_the_store_is_a_pickle(store, run):
     for path in filter(Path.is_file, store.root.rglob("*")):
         assert path.suffix in (".json", ".safetensors")
         assert path.read_bytes()[:1] != b"\x80" and b"PK\x03\x04" not in path.read_bytes()
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file; name a folder with --store"):
+        Store(tmp_path / "file")
