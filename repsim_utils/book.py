@@ -144,13 +144,15 @@ def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]
 
 
 def _tidy(chapter: Path, path: Path) -> Failure | None:
-    """Drop progress bars from a page; notice an error output that did not stop the run."""
+    """Drop progress bars from a page, name the parameters of the run; notice an error output that did not stop the run."""
     notebook = nbformat.read(path, as_version=4)
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
         if any(output.output_type == "error" for output in cell.outputs):
             return Failure(str(chapter), index, "the cell holds an error output")
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace("# Parameters", "# Parameters of this very run")
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     files.write(path, nbformat.writes(notebook).encode())
     return None

@@ -16,7 +16,7 @@ from repsim_utils.analysis import mean_interval
 from repsim_utils.overlap import Split
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by shape.
-BLACK, ORANGE, BLUE = "#000000", "#D55E00", "#0072B2"
+BLACK, GRAY, ORANGE, BLUE = "#000000", "#777777", "#D55E00", "#0072B2"
 RECORDED, PUBLISHED, MEASURED = "recorded (laptop)", "published", "this run"
 _LAYERS = {RECORDED: (BLACK, "circle"), PUBLISHED: (ORANGE, "diamond"), MEASURED: (BLUE, "triangle")}
 
@@ -188,12 +188,12 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
     base = alt.Chart(rows[["pair", "value", "seed"]]).encode(
         y=alt.Y("pair:N", sort=order, title=None, axis=alt.Axis(labelLimit=320))
     )
-    dots = base.mark_point(size=45, filled=True, opacity=0.45, color=BLUE).encode(
+    dots = base.mark_point(size=45, filled=True, opacity=0.45, color=GRAY).encode(
         x=alt.X("value:Q", title="linear CKA on held-out images", scale=alt.Scale(domain=[0, 1])),
         tooltip=["pair:N", "seed:O", alt.Tooltip("value:Q", format=".3f")],
     )
     means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
-    key = "Level: first model | second model. Blue: one seed each. Black: mean of the pair."
+    key = "Level: first model | second model. Grey: one seed each. Black: mean of the pair."
     title = f"No pair ranges by more than {spread.max():.3f} over {rows['seed'].nunique()} seeds"
     return (
         (dots + means)
@@ -236,7 +236,7 @@ def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], 
         alt.Chart(table, description=f"{title}: {', '.join(f'{n} samples {w}' for w, n in _counts(table))}.")
         .mark_point(size=130, filled=True, opacity=1)
         .encode(
-            x=alt.X("sample:O", axis=alt.Axis(labelAngle=0), title="sample of the class"),
+            x=alt.X("sample:O", axis=alt.Axis(labelAngle=0), title="image of the class"),
             y=alt.Y("class:N", sort=None, title=None),
             color=alt.Color("seen by:N", scale=scale, title="in the training set of"),
             shape=alt.Shape("seen by:N", scale=shapes, title="in the training set of"),

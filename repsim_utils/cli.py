@@ -12,7 +12,8 @@ import typer
 
 from repsim_utils import RepsimError, __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = "Train pairs of models, measure how alike they become, and build the book."
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
 app.add_typer(data_app, name="data")
 
@@ -24,6 +25,7 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
 EXPERIMENTS = ("task_only",)
+INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
 
 @app.callback()
@@ -46,7 +48,13 @@ def color_shape_digit(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Annotated[int, typer.Option(min=16, help="Pixels.")] = 28,
     difficulty: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
-    check: Annotated[bool, typer.Option("--verify", help="Only hold what is there against its checksums.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Write nothing: hold what is there against its checksums. Other options do not matter then.",
+        ),
+    ] = False,
 ) -> None:
     """ColorShapeDigit as memory-mappable shards; the same command goes on where it was stopped."""
     from repsim_utils.datasets import shards
@@ -85,7 +93,7 @@ def run(
 
 
 @app.command()
-def figure(out: Annotated[Path, typer.Option("--out", help="An .svg or .png file.")]) -> None:
+def figure(out: Annotated[Path, typer.Option("--out", help="An .svg, .png or .pdf file.")]) -> None:
     """Draw the book's main figure from the recorded results."""
     from repsim_utils import charts, published
 
@@ -128,6 +136,10 @@ def main() -> None:
     """Entry point: what a user got wrong is one line and exit code 2, what failed is exit code 1."""
     try:
         app(args=_join_parameters(sys.argv[1:]))
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _complain("stopped; what is finished is kept, and the same command goes on", INTERRUPTED)
+        raise
     except ValueError as error:
         sys.exit(_complain(error, 2))
     except OSError as error:
@@ -135,8 +147,6 @@ def main() -> None:
         sys.exit(_complain(f"{error}{full if error.errno == errno.ENOSPC else ''}", 1))
     except RepsimError as error:
         sys.exit(_complain(error, 1))
-    except KeyboardInterrupt:
-        sys.exit(_complain("stopped; what is finished is kept, and the same command goes on", 130))
 
 
 def _complain(error: object, code: int) -> int:

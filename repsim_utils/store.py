@@ -22,9 +22,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from repsim_utils import files
+from repsim_utils import RepsimError, files
 
 log = logging.getLogger(__name__)
+
+
+class StoreError(RepsimError):
+    """The store cannot be written to at all."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,24 @@ class Store:
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root) if root is not None else default_root()
-        if self.root.exists() and not self.root.is_dir():
-            raise NotADirectoryError(f"the store {self.root} is a file; name a folder with --store or $REPSIM_STORE")
+
+    def check(self) -> None:
+        """Make sure, before hours of work, that a run could be kept.
+
+        Raises
+        ------
+        StoreError
+            If the folder cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written ({error.strerror}): "
+                "name a folder that can, with --store or $REPSIM_STORE"
+            ) from None
 
     def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
         """The run of this configuration, or None if there is none.

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from repsim_utils import RepsimError, __version__
-from repsim_utils.store import Store, key
+from repsim_utils.store import Store, StoreError, key
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def sweep(
     ------
     SweepError
         If a cell failed; raised after all others have run.
-    OSError
-        If the disk is full; raised at once.
+    StoreError, OSError
+        If the store cannot be written, or the disk is full; raised at once.
     """
     store = store if store is not None else Store()
     rows: list[Mapping[str, Any]] = []
@@ -91,6 +91,8 @@ def sweep(
     for config in tqdm(list(configs), desc="cells", unit="cell", disable=not progress):
         try:
             rows += _cell(function, config, store, progress)
+        except StoreError:
+            raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise  # every other cell would fail as well, after all its work
@@ -106,6 +108,7 @@ def _cell(function: Callable[..., Any], config: Any, store: Store, progress: boo
     plain = config.model_dump(mode="json")
     run = store.load(config.kind, plain)
     if run is None:
+        store.check()
         start = time.perf_counter()
         rows = function(config, store, progress=progress)
         record = {

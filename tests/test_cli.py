@@ -68,7 +68,7 @@ def test_module_runs_as_a_program():
         (["run", "task_only", "-p", "sead=1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
         (
             ["run", "task_only", "-p", "seeds", "[0, 1"],
-            "task_only (smoke): seeds: Input should be a valid tuple, got '[0, 1'",
+            "task_only (smoke): seeds: must be a list such as [1, 2], got '[0, 1'",
         ),
         (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
         (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, each at most once, got [7]"),

@@ -60,7 +60,9 @@ def test_overrides():
         ({"seeds": "[0, -1]"}, r"task_only \(smoke\): seeds: seeds are different whole numbers, 0 or more"),
         ({"seeds": ""}, r"task_only \(smoke\): seeds: .*got None"),
         ({"overlaps": "[4]"}, r"overlaps: task overlap has the levels 1, 2, 3, each at most once, got \[4\]"),
-        ({"data": "{n_train: 1}"}, r"data.n_probe: Field required"),
+        ({"seeds": "3"}, r"seeds: must be a list such as \[1, 2\], got 3"),
+        ({"seeds": "[a]"}, r"smoke\): seeds.0: Input should be a valid integer[^;]*$"),
+        ({"recipe": "{epoch: 1}"}, r"recipe.epoch: Extra inputs are not permitted"),
         ({"model": "{name: vgg}"}, r"model.name: .*'small_resnet' or 'resnet18', got 'vgg'"),
     ],
 )
@@ -93,3 +95,8 @@ def test_a_missing_or_unknown_key_of_a_profile_is_named(write):
         write(content)
         with pytest.raises(ValueError, match=message):
             profiles.load("own", "task_only")
+
+
+def test_a_group_given_in_part_keeps_the_rest():
+    whole, part = profiles.load("smoke", "task_only"), profiles.load("smoke", "task_only", recipe="{epochs: 9}")
+    assert part.recipe == whole.recipe.model_copy(update={"epochs": 9})

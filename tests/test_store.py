@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from repsim_utils import store as module
-from repsim_utils.store import Store, key
+from repsim_utils.store import Store, StoreError, key
 
 CONFIG = {"seed": 1, "recipe": {"lr": 0.1, "epochs": 2}, "factors": ["shape", "digit"]}
 RECORD = {"rows": [{"metric": "cka", "value": 0.5}], "note": None}
@@ -154,7 +154,7 @@ def test_who_comes_second_keeps_what_is_there(store, run):
 def test_two_processes_saving_the_same_runs_at_once(store, tmp_path, caplog):
     code = """
 import pathlib, sys, time, torch
-from repsim_utils.store import Store
+from repsim_utils.store import StoreError, Store
 root, me, go = sys.argv[1:]
 pathlib.Path(go + me).touch()
 while not pathlib.Path(go).exists():
@@ -188,7 +188,9 @@ def test_nothing_in_the_store_is_a_pickle(store, run):
         assert path.read_bytes()[:1] != b"\x80" and b"PK\x03\x04" not in path.read_bytes()
 
 
-def test_a_file_is_no_store(tmp_path):
+def test_a_store_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="is a file; name a folder with --store"):
-        Store(tmp_path / "file")
+    with pytest.raises(StoreError, match=r"file cannot be written .* name a folder that can, with --store"):
+        Store(tmp_path / "file").check()
+    Store(tmp_path / "new" / "folder").check()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from repsim_utils import __version__
-from repsim_utils.store import Store, key
+from repsim_utils.store import Store, StoreError, key
 from repsim_utils.sweep import SweepError, grid, sweep
 
 
@@ -175,3 +175,11 @@ def test_a_full_disk_stops_the_sweep_at_once(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         sweep(full, [Cell(number=1), Cell(number=2)], store=Store(tmp_path), progress=False)
     assert len(calls) == 1
+
+
+def test_a_store_that_cannot_be_written_stops_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    square = Square()
+    with pytest.raises(StoreError, match="cannot be written"):
+        sweep(square, [Cell(number=1)], store=Store(tmp_path / "file"), progress=False)
+    assert not square.calls

@@ -71,7 +71,7 @@ def write_color_shape_digit(
     ValueError
         If the folder holds another data set.
     OSError
-        If the disk is full or not writable; the same call goes on later.
+        If the folder is a file, or the disk is full or not writable; the same call goes on later.
     """
     header = {"dataset": "color-shape-digit", "version": VERSION, "seed": seed, "size": size}
     header |= {"difficulty": difficulty, "shard_size": shard_size, "n_images": n_images}
@@ -85,6 +85,8 @@ def write_color_shape_digit(
             low, high = k * shard_size, min((k + 1) * shard_size, n_images[split])
             names = _names(split, k)
             if not all(_is_whole(folder / name, done.get(name)) for name in names):
+                if any(name in done for name in names):
+                    log.warning("%s was missing or damaged and is written again", folder / names[0])
                 ids = combination_ids(torch.arange(low, high))
                 start = split_start(split) + low
                 images = render(*ids, seed=seed, size=size, difficulty=difficulty, start=start)
@@ -193,6 +195,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
     """The manifest of what is there already, or an empty one."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder")
     files.remove_leftovers(folder)
     if not (folder / MANIFEST).exists():
         return header | {"sha256": {}}

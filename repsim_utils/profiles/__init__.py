@@ -46,6 +46,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         Name of the experiment or chapter.
     **overrides
         Settings to be replaced; None leaves what the profile says, text is read as YAML, as in ``seeds="[0, 1]"``.
+        Of a group, what is not named stays as it is: ``recipe="{epochs: 2}"``.
 
     Returns
     -------
@@ -67,7 +68,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         unknown = sorted(set(changes) - set(allowed))
         if unknown:
             raise ValueError(f"unknown setting {', '.join(unknown)} of {section}; choose from {', '.join(allowed)}")
-        return type(settings).model_validate(settings.model_dump() | changes)
+        return type(settings).model_validate(_merge(settings.model_dump(), changes))
     except ValidationError as error:
         raise ValueError(f"{section} ({profile}): {explain(error)}") from None
     except AttributeError:
@@ -76,10 +77,24 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
 
 def explain(error: ValidationError) -> str:
     """A validation error in one line: where, what is wrong, what was given."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
-        for e in error.errors()
-    )
+    errors = error.errors()
+    inner = [e for e in errors if e["type"] != "too_short" or len(errors) == 1]  # of a list whose entries are refused
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {_plain(e)}, got {e['input']!r}" for e in inner)
+
+
+def _plain(error: Any) -> str:
+    if error["type"] in ("tuple_type", "too_short"):
+        return "must be a list such as [1, 2]"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with changes; a group that is given in part keeps the rest of its settings."""
+    merged = settings | changes
+    for name, new in changes.items():
+        if isinstance(settings[name], dict) and isinstance(new, dict):
+            merged[name] = settings[name] | new
+    return merged
 
 
 def _parse(value: Any) -> Any:
