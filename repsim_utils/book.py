@@ -144,7 +144,7 @@ def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]
 
 
 def _tidy(chapter: Path, path: Path) -> Failure | None:
-    """Drop progress bars from a page, name the parameters of the run; notice an error output that did not stop the run."""
+    """Drop progress bars, name the parameters of the run, and notice an error output that did not stop it."""
     notebook = nbformat.read(path, as_version=4)
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
