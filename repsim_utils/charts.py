@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 
 import altair as alt
 import numpy as np
@@ -194,7 +195,9 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
     )
     means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
     key = "Level: first model | second model. Grey: one seed each. Black: mean of the pair."
-    title = f"No pair ranges by more than {spread.max():.3f} over {rows['seed'].nunique()} seeds"
+    title = (
+        f"No pair ranges by more than {math.ceil(1000 * spread.max()) / 1000:.3f} over {rows['seed'].nunique()} seeds"
+    )
     return (
         (dots + means)
         .properties(
