@@ -195,19 +195,14 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
     )
     means = base.mark_tick(thickness=3, size=22, color=BLACK).encode(x="mean(value):Q")
     key = "Level: first model | second model. Grey: one seed each. Black: mean of the pair."
-    title = (
-        f"No pair ranges by more than {math.ceil(1000 * spread.max()) / 1000:.3f} over {rows['seed'].nunique()} seeds"
-    )
+    widest = math.ceil(1000 * spread.max()) / 1000  # a bound is rounded up
+    title = f"No pair ranges by more than {widest:.3f} over {rows['seed'].nunique()} seeds"
     return (
         (dots + means)
         .properties(
             width=380,
             height=200,
-            title=alt.Title(
-                title,
-                subtitle=key,
-                anchor="start",
-            ),
+            title=alt.Title(title, subtitle=key, anchor="start"),
             description=f"CKA of {len(order)} pairs of models, one dot a seed; over seeds they range by "
             f"{spread.min():.3f} to {spread.max():.3f}.",
         )
@@ -216,7 +211,7 @@ def pairs_and_seeds(recorded: pd.DataFrame, metric: str = "cka") -> alt.LayerCha
 
 
 def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], title: str) -> alt.Chart:
-    """Who is trained on which sample: one square a sample, one row a class.
+    """Who is trained on which sample: one mark a sample, one row a class.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ def _star(outer: float, inner: float, k: int = 5) -> _Outline:
     return _Outline(k, normal, normal[0] * tip[0] + normal[1] * tip[1], (1.0, 0.0), outer)
 
 
-# Radii are chosen so that areas are alike: size alone must not give the shape away.
+# Radii bring the areas near one another, so that size alone says little of the shape.
 _OUTLINES = (
     _polygon(64, 1.0), _polygon(3, 1.42), _polygon(4, 1.25), _polygon(5, 1.14), _polygon(6, 1.09),
     _polygon(7, 1.06), _star(1.45, 0.75), _Outline(4, (0.0, 1.0), 0.5, (1.0, 0.0), 1.22),
@@ -166,7 +166,8 @@ def render(
     size : int
         Height and width in pixels, 16 or more.
     difficulty : float
-        From 0 (clean) to 1 (hard): pixel noise, clutter, displacement, rotation and loss of contrast grow with it.
+        From 0 (clean) to 1 (hard): pixel noise, uneven backgrounds and colors, displacement, rotation and loss
+        of contrast grow with it.
     start : int
         Index of the first row in the stream of this seed.
 

@@ -56,7 +56,7 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     With column-centred :math:`X, Y` the biased value is
     :math:`\|X^\top Y\|_F^2 / (\|X^\top X\|_F \, \|Y^\top Y\|_F)` (Kornblith et al. 2019, Eq. 4): 1 for
     representations that are equal up to rotation and scale, but above 0 for unrelated ones where n is small against
-    d. The unbiased value replaces each HSIC by the estimator of Song et al. (2012, Eq. 5), whose mean is 0 for
+    d. The unbiased value replaces each HSIC by the unbiased estimator of Song et al. (2012), whose mean is 0 for
     unrelated representations; it may be negative and is not clamped. Both work on d × d products, never on n × n.
 
     Parameters
@@ -103,7 +103,7 @@ def _biased_hsic(x: Tensor, y: Tensor) -> float:
 
 
 def _unbiased_hsic(x: Tensor, y: Tensor) -> float:
-    """Song et al. (2012), Eq. 5, for the linear kernel, from squared row norms p, q and one d × d product."""
+    """Unbiased HSIC of Song et al. (2012) for the linear kernel, from squared row norms p, q and one d × d product."""
     n = len(x)
     p, q = x.square().sum(1), y.square().sum(1)
     total = _biased_hsic(x, y) - n / (n - 2) * float(p @ q) + float(p.sum() * q.sum()) / ((n - 1) * (n - 2))
