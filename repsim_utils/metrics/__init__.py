@@ -1,6 +1,39 @@
 """Similarity of two representations of the same probe. Depends on nothing else of this package."""
 
+from repsim_utils.metrics.calibration import Calibrated, Interval, calibrate, calibrate_best, interval
+from repsim_utils.metrics.inputs import platonic
 from repsim_utils.metrics.kernel import cka
-from repsim_utils.metrics.suite import METRICS, PAPER, similarity
+from repsim_utils.metrics.layers import LayerTable, layer_features, layerwise
+from repsim_utils.metrics.neighbors import cknna, cycle_knn, edit_distance_knn, lcs_knn, mutual_knn
+from repsim_utils.metrics.shape import procrustes, rsa
+from repsim_utils.metrics.streaming import StreamingCKA
+from repsim_utils.metrics.subspace import cca, pwcca, svcca
+from repsim_utils.metrics.suite import METRICS, PAPER, PUBLISHED, similarity
 
-__all__ = ["METRICS", "PAPER", "cka", "similarity"]
+__all__ = [
+    "METRICS",
+    "PAPER",
+    "PUBLISHED",
+    "Calibrated",
+    "Interval",
+    "LayerTable",
+    "StreamingCKA",
+    "calibrate",
+    "calibrate_best",
+    "cca",
+    "cka",
+    "cknna",
+    "cycle_knn",
+    "edit_distance_knn",
+    "interval",
+    "layer_features",
+    "layerwise",
+    "lcs_knn",
+    "mutual_knn",
+    "platonic",
+    "procrustes",
+    "pwcca",
+    "rsa",
+    "similarity",
+    "svcca",
+]

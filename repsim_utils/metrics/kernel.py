@@ -1,110 +1,269 @@
-"""Similarity from kernels: centred kernel alignment (CKA)."""
+"""Similarity from kernels: centred kernel alignment (CKA), linear and RBF, biased and unbiased."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from repsim_utils.metrics.inputs import as_pair
 
-def as_pair(x: Any, y: Any, *, least_rows: int) -> tuple[Tensor, Tensor]:
-    """Two representations as float64 tensors, checked.
-
-    Parameters
-    ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-    least_rows : int
-        Rows that the metric needs.
-
-    Raises
-    ------
-    ValueError
-        If a representation is not a finite matrix that varies over its rows, or rows do not match or do not suffice.
-    """
-    pair = []
-    for name, values in (("x", x), ("y", y)):
-        tensor = values if isinstance(values, Tensor) else _from_array(name, values)
-        if tensor.ndim != 2 or not tensor.shape[1]:
-            raise ValueError(f"{name} must be a matrix with one row a sample, got shape {tuple(tensor.shape)}")
-        if tensor.is_complex():
-            raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}")
-        tensor = tensor.detach().double()
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinite values")
-        if len(tensor) < least_rows:
-            raise ValueError(f"{name} needs at least {least_rows} rows for this metric, got {len(tensor)}")
-        if bool((tensor == tensor[0]).all()):
-            raise ValueError(f"{name} has no variance: its {len(tensor)} rows are all the same")
-        pair.append(tensor)
-    if len(pair[0]) != len(pair[1]):
-        raise ValueError(f"x and y must have matching rows, got {len(pair[0])} and {len(pair[1])}")
-    return pair[0], pair[1]
-
-
-def _from_array(name: str, values: Any) -> Tensor:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must hold real numbers, got {array.dtype} ({type(values).__name__})")
-    return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
+BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
 
 
 def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma: float | None = None) -> float:
-    r"""Centred kernel alignment of two representations, with the linear kernel.
+    r"""Centred kernel alignment of two representations.
 
-    With column-centred :math:`X, Y` the biased value is
-    :math:`\|X^\top Y\|_F^2 / (\|X^\top X\|_F \, \|Y^\top Y\|_F)` (Kornblith et al. 2019, Eq. 4): 1 for
+    With centred kernels :math:`K, L` the biased value is
+    :math:`\langle K, L\rangle / (\|K\|_F \, \|L\|_F)` (Cortes et al. 2012; Kornblith et al. 2019, Section 3): 1 for
     representations that are equal up to rotation and scale, but above 0 for unrelated ones where n is small against
     d. The unbiased value replaces each HSIC by the unbiased estimator of Song et al. (2012), whose mean is 0 for
-    unrelated representations; it may be negative and is not clamped. Both work on d × d products, never on n × n.
+    unrelated representations; it may be negative and is not clamped.
+
+    The linear kernel is never formed where d < n: with column-centred :math:`X, Y`,
+    :math:`\langle K, L\rangle = \|X^\top Y\|_F^2`. The RBF kernel is formed in blocks.
 
     Parameters
     ----------
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
-    kernel : {"linear"}
+    kernel : {"linear", "rbf"}
+        Inner product, or :math:`\exp(-\|x_i - x_j\|^2 / 2 s^2)`.
     unbiased : bool
         Use the unbiased estimator, which needs 4 rows instead of 2.
-    sigma : None
-        Bandwidth of an RBF kernel; the linear kernel has none.
+    sigma : float, optional
+        Bandwidth of the RBF kernel: s is `sigma` times the median distance between different rows of the same
+        representation. 1 if not given; the linear kernel has none.
 
     Returns
     -------
     float
-        In [0, 1], or at most 1 if unbiased. Computed in float64. Invariant to rotation, to scaling and to shifts of
-        either representation; blind to directions of little variance.
+        In [0, 1], or at most 1 if unbiased. Computed in float64. Symmetric; invariant to rotation, scaling and shifts
+        of either representation, and not to other invertible linear maps. Linear CKA is blind to directions of little
+        variance, and led by those of much: a few outlying rows or one large feature can decide it.
 
     Raises
     ------
     ValueError
-        If the input is malformed (see `as_pair`), or the kernel is not available.
+        If the input is malformed (see `as_pair`), the kernel or its bandwidth is not available, or an HSIC of the
+        unbiased estimator is not positive.
     """
-    if kernel != "linear" or sigma is not None:
-        raise ValueError(f"kernel must be 'linear' (without sigma), got kernel={kernel!r}, sigma={sigma!r}")
+    if kernel not in ("linear", "rbf") or (kernel == "linear" and sigma is not None):
+        raise ValueError(f"kernel must be 'linear' (without sigma) or 'rbf', got kernel={kernel!r}, sigma={sigma!r}")
     x, y = as_pair(x, y, least_rows=4 if unbiased else 2)
-    x, y = _centre(x), _centre(y)
-    hsic = _unbiased_hsic if unbiased else _biased_hsic
-    for name, values in (("x", x), ("y", y)):
-        if unbiased and hsic(values, values) * len(x) * (len(x) - 3) < 1e-10 * _biased_hsic(values, values):
-            raise ValueError(f"unbiased CKA is undefined here: {name} has no positive HSIC with itself")
-    return hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5
+    if kernel == "linear":
+        a, b = Linear.of(x), Linear.of(y)
+        return unbiased_linear_cka(a, b) if unbiased else linear_cka(a, b)
+    c, d = Rbf.of(x, sigma=1.0 if sigma is None else sigma), Rbf.of(y, sigma=1.0 if sigma is None else sigma)
+    return unbiased_rbf_cka(c, d) if unbiased else rbf_cka(c, d)
 
 
-def _centre(x: Tensor) -> Tensor:
+def centred(x: Tensor) -> Tensor:
     """Columns centred, and scaled so that products of very large or small features neither overflow nor vanish."""
     x = x / x.abs().max()
-    x = x - x.mean(0)
-    return x / x.norm()
+    x -= x.mean(0)
+    x /= x.norm()
+    return x
 
 
-def _biased_hsic(x: Tensor, y: Tensor) -> float:
-    return float((x.T @ y).square().sum())
+@dataclass(frozen=True)
+class Linear:
+    """What linear kernels need of one representation.
+
+    Attributes
+    ----------
+    x : Tensor
+        (n, d), centred, of Frobenius norm 1.
+    squared_norms : Tensor
+        (n,), of the rows: the diagonal of the kernel.
+    own : float
+        ‖XᵀX‖², the biased HSIC with itself, times (n − 1)².
+    """
+
+    x: Tensor
+    squared_norms: Tensor
+    own: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Linear:
+        """Centre, scale, and form what does not depend on the other representation."""
+        x = centred(x)
+        return cls(x, x.square().sum(1), squared_product(x, x))
+
+    def permuted(self, order: Tensor) -> Linear:
+        """The same representation with its rows in another order."""
+        return replace(self, x=self.x[order], squared_norms=self.squared_norms[order])
 
 
-def _unbiased_hsic(x: Tensor, y: Tensor) -> float:
-    """Unbiased HSIC of Song et al. (2012) for the linear kernel, from squared row norms p, q and one d × d product."""
+def squared_product(x: Tensor, y: Tensor) -> float:
+    """‖XᵀY‖²: in feature space (d1 × d2) or in Gram space (n × n), whichever takes fewer operations."""
+    n, d1, d2 = len(x), x.shape[1], y.shape[1]
+    if d1 * d2 <= n * (d1 + d2):
+        return float((x.T @ y).square().sum())
+    return float(((x @ x.T) * (y @ y.T)).sum())
+
+
+def linear_cka(a: Linear, b: Linear) -> float:
+    """Biased linear CKA."""
+    return squared_product(a.x, b.x) / (a.own * b.own) ** 0.5
+
+
+def unbiased_linear_cka(a: Linear, b: Linear) -> float:
+    """Unbiased linear CKA."""
+    n = len(a.x)
+
+    def hsic(cross: float, p: Tensor, q: Tensor) -> float:
+        return cross - n / (n - 2) * float(p @ q) + float(p.sum() * q.sum()) / ((n - 1) * (n - 2))
+
+    own = [hsic(s.own, s.squared_norms, s.squared_norms) for s in (a, b)]
+    _require_positive(own, [a.own, b.own])
+    return hsic(squared_product(a.x, b.x), a.squared_norms, b.squared_norms) / (own[0] * own[1]) ** 0.5
+
+
+def _require_positive(own: list[float], scale: list[float]) -> None:
+    for name, value, size in zip("xy", own, scale, strict=True):
+        if value < 1e-10 * size:
+            raise ValueError(f"unbiased CKA is undefined here: {name} has no positive HSIC with itself")
+
+
+@dataclass(frozen=True)
+class Rbf:
+    """What RBF kernels need of one representation.
+
+    Attributes
+    ----------
+    x : Tensor
+        (n, d), centred and divided by √2 times the bandwidth, so that the kernel is exp(−‖x_i − x_j‖²).
+    sums : Tensor
+        (n,): sums of the rows of the kernel without its diagonal, which is 1.
+    own : float
+        Sum of the squares of the kernel without its diagonal.
+    """
+
+    x: Tensor
+    sums: Tensor
+    own: float
+
+    @classmethod
+    def of(cls, x: Tensor, *, sigma: float = 1.0) -> Rbf:
+        """Set the bandwidth, and sum over the kernel."""
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        x = centred(x)
+        median = median_distance(x)
+        if median == 0:
+            raise ValueError("the median distance of the rows is 0, which gives no bandwidth: most rows are the same")
+        x /= 2**0.5 * sigma * median
+        sums, own = [], 0.0
+        for start, block in _rbf_blocks(x):
+            _fill_diagonal(block, start, 0.0)
+            sums.append(block.sum(1))
+            own += float(block.square().sum())
+        return cls(x, torch.cat(sums), own)
+
+    def permuted(self, order: Tensor) -> Rbf:
+        """The same representation with its rows in another order."""
+        return replace(self, x=self.x[order], sums=self.sums[order])
+
+
+def _squared_distances(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of rows of the matrix of squared distances, with the first row of each."""
+    norms = x.square().sum(1)
+    for start in range(0, len(x), BLOCK):
+        rows = x[start : start + BLOCK]
+        block = torch.addmm(norms, rows, x.T, alpha=-2)
+        block += norms[start : start + BLOCK, None]
+        yield start, block.clamp_(min=0)
+
+
+def _rbf_blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start, block in _squared_distances(x):
+        yield start, block.neg_().exp_()
+
+
+def _fill_diagonal(block: Tensor, start: int, value: float) -> None:
+    block[:, start : start + len(block)].fill_diagonal_(value)
+
+
+def median_distance(x: Tensor) -> float:
+    """Median of the distances between different rows (the lower of two middle ones), exact: (n, d) → float.
+
+    Three passes over blocks, never n × n in memory: floats that are not negative are in the order of their bits, so
+    each pass counts by the next 21 bits, among those that agree with the median so far.
+    """
     n = len(x)
-    p, q = x.square().sum(1), y.square().sum(1)
-    total = _biased_hsic(x, y) - n / (n - 2) * float(p @ q) + float(p.sum() * q.sum()) / ((n - 1) * (n - 2))
-    return total / (n * (n - 3))
+    rank = (n * (n - 1) // 2 - 1) // 2 * 2  # every pair is met twice
+    prefix = 0
+    for shift in (42, 21, 0):
+        counts = torch.zeros(1 << 21, dtype=torch.int64, device=x.device)
+        for start, block in _squared_distances(x):
+            _fill_diagonal(block, start, float("inf"))
+            bits = block.view(torch.int64).flatten() >> shift
+            bits = bits[bits >> 21 == prefix] if shift < 42 else bits
+            counts += torch.bincount(bits & ((1 << 21) - 1), minlength=1 << 21)
+        reached = counts.cumsum(0)
+        place = int((reached <= rank).sum())
+        rank -= int(reached[place - 1]) if place else 0
+        prefix = prefix << 21 | place
+    return float(torch.tensor(prefix).view(torch.float64).sqrt())
+
+
+def _rbf_product(a: Rbf, b: Rbf) -> float:
+    """Sum over different rows of the products of both kernels."""
+    total = 0.0
+    for (start, first), (_, second) in zip(_rbf_blocks(a.x), _rbf_blocks(b.x), strict=True):
+        _fill_diagonal(first, start, 0.0)
+        total += float((first * second).sum())
+    return total
+
+
+def _rbf_hsic(product: float, a: Rbf, b: Rbf, unbiased: bool) -> float:
+    """HSIC times (n − 1)², or n(n − 3) if unbiased, from sums over the kernels without their diagonals."""
+    n = len(a.x)
+    if unbiased:
+        r, s, n1, n2 = a.sums, b.sums, n - 1, n - 2
+        return product + float(r.sum() * s.sum()) / (n1 * n2) - 2 / n2 * float(r @ s)
+    r, s = a.sums + 1, b.sums + 1
+    return product + n + float(r.sum() * s.sum()) / n**2 - 2 / n * float(r @ s)
+
+
+def rbf_cka(a: Rbf, b: Rbf) -> float:
+    """Biased CKA with RBF kernels."""
+    own = _rbf_hsic(a.own, a, a, False) * _rbf_hsic(b.own, b, b, False)
+    return _rbf_hsic(_rbf_product(a, b), a, b, False) / own**0.5
+
+
+def unbiased_rbf_cka(a: Rbf, b: Rbf) -> float:
+    """Unbiased CKA with RBF kernels."""
+    own = [_rbf_hsic(s.own, s, s, True) for s in (a, b)]
+    _require_positive(own, [a.own, b.own])
+    return _rbf_hsic(_rbf_product(a, b), a, b, True) / (own[0] * own[1]) ** 0.5
+
+
+def jackknife(a: Linear, b: Linear, *, unbiased: bool) -> Tensor:
+    """Linear CKA without each row in turn: float64 (n,), from d × d products and sums of rows of the kernels.
+
+    With kernels K, L whose diagonals are taken off if unbiased, leaving out row i takes from each sum over the kernels
+    what row and column i contribute.
+    """
+
+    def hsic(a: Linear, b: Linear) -> Tensor:
+        m = len(a.x) - 1
+        p, q = (a.squared_norms, b.squared_norms) if unbiased else (torch.zeros_like(a.squared_norms),) * 2
+        off = a.squared_norms * b.squared_norms - p * q  # of the diagonal, where it counts
+        rows = ((a.x @ (a.x.T @ b.x)) * b.x).sum(1) - p * q  # sums of the rows of K∘L
+        r, s = -p, -q  # sums of the rows of K and L: those of centred kernels are 0
+        product = rows.sum() - 2 * rows + off
+        k_diagonal, l_diagonal = a.squared_norms - p, b.squared_norms - q
+        total_k, total_l = r.sum() - 2 * r + k_diagonal, s.sum() - 2 * s + l_diagonal
+        lr, ks = b.x @ (b.x.T @ r) - q * r, a.x @ (a.x.T @ s) - p * s
+        # Σ (r_j − K_ji)(s_j − L_ji) over j ≠ i: row sums that lack row i
+        mixed = r @ s - lr - ks + rows - (r - k_diagonal) * (s - l_diagonal)
+        if unbiased:
+            return product + total_k * total_l / ((m - 1) * (m - 2)) - 2 / (m - 2) * mixed
+        return product + total_k * total_l / m**2 - 2 / m * mixed
+
+    return hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim_utils import metrics
-from repsim_utils.metrics import METRICS, PAPER, cka, similarity
-from repsim_utils.metrics.suite import platonic
+from repsim_utils.metrics import METRICS, PAPER, cka, platonic, similarity
 
 
 def pair(n=60, d1=8, d2=6, seed=0):

@@ -1,0 +1,103 @@
+"""What every metric takes: two finite matrices with matched rows, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = None) -> tuple[Tensor, Tensor]:
+    """Two representations as float64 tensors, checked and, if wanted, prepared.
+
+    Parameters
+    ----------
+    x, y : (n, d1) and (n, d2) array or Tensor
+    least_rows : int
+        Rows that the metric needs.
+    preprocess : {"platonic", None}
+        The paper's protocol (see `platonic`), or the features as they are.
+
+    Returns
+    -------
+    tuple of Tensor
+        float64, on the device of `x`. The arguments are not changed.
+
+    Raises
+    ------
+    ValueError
+        If a representation is not a finite matrix that varies over its rows, rows do not match or do not suffice, or
+        the protocol is unknown.
+    """
+    if preprocess not in ("platonic", None):
+        raise ValueError(f"preprocess must be 'platonic' or None, got {preprocess!r}")
+    first, second = (_varying(name, as_matrix(name, values), least_rows) for name, values in (("x", x), ("y", y)))
+    if len(first) != len(second):
+        raise ValueError(f"x and y must have matching rows, got {len(first)} and {len(second)}")
+    if preprocess == "platonic":
+        first = platonic(first)
+        second = platonic(second)
+    return first, second.to(first.device)
+
+
+def as_matrix(name: str, values: Any) -> Tensor:
+    """A finite matrix in float64, or a ValueError that says of `name` what is wrong."""
+    tensor = values if isinstance(values, Tensor) else _from_array(name, values)
+    if tensor.ndim != 2 or not tensor.shape[1]:
+        raise ValueError(f"{name} must be a matrix with one row a sample, got shape {tuple(tensor.shape)}")
+    if tensor.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}")
+    tensor = tensor.detach().double()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    return tensor
+
+
+def _varying(name: str, tensor: Tensor, least_rows: int) -> Tensor:
+    if len(tensor) < least_rows:
+        raise ValueError(f"{name} needs at least {least_rows} rows for this metric, got {len(tensor)}")
+    if bool((tensor == tensor[0]).all()):
+        raise ValueError(f"{name} has no variance: its {len(tensor)} rows are all the same")
+    return tensor
+
+
+def _from_array(name: str, values: Any) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got {array.dtype} ({type(values).__name__})")
+    return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
+
+
+def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
+    """The paper's preparation of features, after Huh et al. (2024): clamp outliers, then give every row unit length.
+
+    Parameters
+    ----------
+    x : Tensor
+        (n, d).
+    quantile : float
+        Features are clamped to plus and minus this quantile of all their absolute values: one order statistic of the
+        whole matrix.
+
+    Returns
+    -------
+    Tensor
+        (n, d). A row of zeros has no direction and stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If so many features are zero that clamping would leave nothing.
+    """
+    rank = min(int(quantile * x.numel()), x.numel() - 1) + 1
+    limit = x.abs().flatten().kthvalue(rank).values
+    if limit == 0:
+        raise ValueError(
+            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None"
+        )
+    x = x.clamp(-limit, limit)
+    norms = x.norm(dim=1, keepdim=True)
+    x /= torch.where(norms > 0, norms, 1)
+    return x
