@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sys
 from pathlib import Path
@@ -90,6 +91,40 @@ def run(
         typer.echo(f"recorded in {published.record(table, experiment)}")
     summary = analysis.mean_interval(table, by=["metric", "overlap", "pair"])
     typer.echo(summary.to_string(index=False, float_format="%.3f", na_rep="-"))
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array.")],
+    second: Annotated[str, typer.Argument(help="The same samples in the same order, of another model.")],
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbours, for the metrics that look at neighbours.")] = 10,
+    raw: Annotated[bool, typer.Option("--raw", help="Features as they are: not clamped, rows not normalised.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Chance levels and p-values, by permutation.")] = False,
+    permutations: Annotated[int, typer.Option("--permutations", help="How many.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How alike two representations are: values with 95% intervals over the samples."""
+    import pandas as pd
+
+    from repsim_utils import features, metrics
+
+    rows = metrics.report(
+        features.load(first),
+        features.load(second),
+        metric or metrics.PAPER,
+        k=k,
+        preprocess=None if raw else "platonic",
+        calibrated=calibrate,
+        n_permutations=permutations,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = pd.DataFrame(rows).rename(columns={"null_mean": "chance", "null_quantile": "threshold", "p_value": "p"})
+    typer.echo(table.to_string(index=False, float_format="%.4f"))
 
 
 @app.command()

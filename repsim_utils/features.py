@@ -1,11 +1,18 @@
-"""Representations of a model on a probe."""
+"""Representations: of a model on a probe, or from a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim_utils.models.vision import Classifier, as_float, device
+
+SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 
 
 @torch.no_grad()
@@ -26,3 +33,74 @@ def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Te
     """
     model.to(device()).eval()
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
+
+
+def load(source: str | Path) -> Tensor | NDArray[Any]:
+    """A representation from a file: one row a sample.
+
+    Parameters
+    ----------
+    source : str or Path
+        A .npy file; a .npz, .safetensors or .parquet file, followed by a colon and a name where it holds several arrays
+        (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists. Nothing in a file is
+        executed: pickled objects are refused.
+
+    Returns
+    -------
+    ndarray or Tensor
+        As stored; its shape and values are for the metrics to check.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file or array, or it cannot be read as one of these formats.
+    """
+    path, name = _split(str(source))
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        arrays = _READERS[path.suffix](path)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: cannot be read as {path.suffix} ({reason})") from None
+    if name is None and len(arrays) > 1:
+        raise ValueError(f"{path} holds several arrays; name one: {', '.join(f'{path}:{key}' for key in arrays)}")
+    if (name is not None and name not in arrays) or not arrays:
+        raise ValueError(f"{path} holds no {name or 'array'}; there is {', '.join(arrays) or 'nothing'}")
+    return arrays[name] if name is not None else next(iter(arrays.values()))
+
+
+def _split(source: str) -> tuple[Path, str | None]:
+    """Path and name of the array; a colon within a path is part of it."""
+    path, colon, name = source.rpartition(":")
+    return (Path(path), name) if colon and Path(path).suffix in SUFFIXES else (Path(source), None)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
+
+
+def _read_parquet(path: Path) -> dict[str, Any]:
+    """Columns of lists, each an array; or all columns of numbers as one."""
+    import pandas as pd
+
+    table = pd.read_parquet(path)
+    lists = {str(name): np.stack(list(column)) for name, column in table.items() if column.dtype == object}
+    return lists or {"columns": table.to_numpy()}
+
+
+_READERS = {
+    ".npy": lambda path: {"array": np.load(path, allow_pickle=False)},
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".parquet": _read_parquet,
+}

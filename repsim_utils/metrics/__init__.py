@@ -1,6 +1,6 @@
 """Similarity of two representations of the same probe. Depends on nothing else of this package."""
 
-from repsim_utils.metrics.calibration import Calibrated, Interval, calibrate, calibrate_best, interval
+from repsim_utils.metrics.calibration import Calibrated, Interval, calibrate, calibrate_best, interval, report
 from repsim_utils.metrics.inputs import platonic
 from repsim_utils.metrics.kernel import cka
 from repsim_utils.metrics.layers import LayerTable, layer_features, layerwise
@@ -33,6 +33,7 @@ __all__ = [
     "platonic",
     "procrustes",
     "pwcca",
+    "report",
     "rsa",
     "similarity",
     "svcca",

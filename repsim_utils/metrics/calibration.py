@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from repsim_utils.metrics import kernel
 from repsim_utils.metrics.inputs import as_pair
 from repsim_utils.metrics.kernel import Linear
 from repsim_utils.metrics.neighbors import Neighbors
-from repsim_utils.metrics.suite import Metric, find, prepared
+from repsim_utils.metrics.suite import PAPER, Metric, find, prepared, sharing
 
 FOLDS = 50  # groups of rows that are left out in turn, where leaving out each row would take too long
 HALVES = 100  # half-samples of the rows
@@ -123,8 +123,8 @@ def calibrate(
     metric = find(name)
     x, y = as_pair(x, y, least_rows=metric.least_rows, preprocess=preprocess)
     first, second = prepared(name, x, y, options)
-    scores = _scores([first], [second], metric.score, len(x), n_permutations, seed, alpha, groups)
-    return _against(scores[0, 0], metric, options, alpha)
+    scores = _scores([first], [second], [metric], len(x), n_permutations, seed, alpha, groups)
+    return _against(scores[0, 0, 0], metric, options, alpha)
 
 
 def calibrate_best(
@@ -167,30 +167,30 @@ def calibrate_best(
     first = [as_pair(x, ys[0], least_rows=metric.least_rows, preprocess=preprocess)[0] for x in xs]
     filled = metric.filled(options)
     states = [[metric.prepare(values, **filled) for values in side] for side in (first, checked)]
-    scores = _scores(states[0], states[1], metric.score, len(first[0]), n_permutations, seed, alpha, groups)
-    return _against(scores.max(axis=(0, 1)), metric, options, alpha)
+    scores = _scores(states[0], states[1], [metric], len(first[0]), n_permutations, seed, alpha, groups)
+    return _against(scores[0].max(axis=(0, 1)), metric, options, alpha)
 
 
 def _scores(
     first: list[Any],
     second: list[Any],
-    score: Callable[[Any, Any], float],
+    metrics: Sequence[Metric],
     n: int,
     n_permutations: int,
     seed: int,
     alpha: float,
     groups: Sequence[Any] | None,
 ) -> NDArray[np.float64]:
-    """Scores of every pair of states, as observed and after each shuffle: (len(first), len(second), 1 + K)."""
+    """Scores by metric, first state, second state and shuffle, the first of which is none."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
     if n_permutations < 1 or alpha * (n_permutations + 1) < 1:
         raise ValueError(f"alpha={alpha} needs at least {math.ceil(1 / alpha) - 1} permutations, got {n_permutations}")
-    scores = np.empty((len(first), len(second), 1 + n_permutations))
+    scores = np.empty((len(metrics), len(first), len(second), 1 + n_permutations))
     for p, order in enumerate(_orders(n, n_permutations, seed, alpha, groups)):
         for j, state in enumerate(second):
             moved = state if order is None else state.permuted(order)
-            scores[:, j, p] = [score(other, moved) for other in first]
+            scores[:, :, j, p] = [[metric.score(other, moved) for other in first] for metric in metrics]
     if not np.isfinite(scores).all():
         raise ValueError("the score is not a number, for the given or for shuffled rows: there is nothing to compare")
     return scores
@@ -225,7 +225,7 @@ def _blocks(groups: NDArray[Any], n: int, alpha: float) -> list[NDArray[np.int64
     return [np.stack([r for r in rows if len(r) == size]) for size in np.unique(sizes)]
 
 
-def _against(scores: NDArray[np.float64], metric: Metric, options: dict[str, Any], alpha: float) -> Calibrated:
+def _against(scores: NDArray[np.float64], metric: Metric, options: Mapping[str, Any], alpha: float) -> Calibrated:
     """The first score against the others."""
     value, null = float(scores[0]), scores[1:]
     largest = metric.filled(options)[metric.largest] if isinstance(metric.largest, str) else metric.largest
@@ -295,44 +295,144 @@ def interval(
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     metric = find(name)
-    least = 2 * metric.least_rows if method == "subsample" else metric.least_rows + 1
-    x, y = as_pair(x, y, least_rows=least, preprocess=preprocess)
+    x, y = as_pair(x, y, least_rows=_rows_needed(metric, method), preprocess=preprocess)
     first, second = prepared(name, x, y, options)
-    value = metric.score(first, second)
+    return _intervals(x, y, first, second, [metric], metric.filled(options), method, level, seed)[0]
+
+
+def _rows_needed(metric: Metric, method: str) -> int:
+    return 2 * metric.least_rows if method == "subsample" else metric.least_rows + 1
+
+
+def _intervals(
+    x: Tensor,
+    y: Tensor,
+    first: Any,
+    second: Any,
+    metrics: Sequence[Metric],
+    options: Mapping[str, Any],
+    method: str,
+    level: float,
+    seed: int,
+) -> list[Interval]:
+    """Intervals of metrics that are prepared alike."""
     rng = np.random.default_rng(seed)
     if method == "subsample":
-        halves = (torch.from_numpy(rng.permutation(len(x))[: len(x) // 2]).sort().values for _ in range(HALVES))
-        values = [metric.score(*prepared(name, x[rows], y[rows], options)) for rows in halves]
-        error, quantile = float(np.std(values, ddof=1)), stats.norm.ppf((1 + level) / 2)
+        scores = _of_halves(x, y, metrics, options, rng)
+        errors, quantile = scores.std(axis=1, ddof=1), stats.norm.ppf((1 + level) / 2)
     else:
-        left = _left_out(x, y, metric, first, second, metric.filled(options), rng)
-        m = len(left)
-        error = float(((m - 1) / m * (left - left.mean()).square().sum()).sqrt())
-        quantile = stats.t.ppf((1 + level) / 2, m - 1)
-    if not math.isfinite(error):
+        scores = _left_out(x, y, first, second, metrics, options, rng)
+        m = scores.shape[1]
+        errors, quantile = scores.std(axis=1) * (m - 1) ** 0.5, stats.t.ppf((1 + level) / 2, m - 1)
+    if not np.isfinite(errors).all():
         raise ValueError("the score is not a number when some rows are left out: there is no interval")
-    half = float(quantile) * error
-    return Interval(value, value - half, value + half, error, level, method)
+    values = [metric.score(first, second) for metric in metrics]
+    halves = [float(quantile * error) for error in errors]
+    return [
+        Interval(value, value - half, value + half, float(error), level, method)
+        for value, half, error in zip(values, halves, errors, strict=True)
+    ]
+
+
+def _of_halves(
+    x: Tensor, y: Tensor, metrics: Sequence[Metric], options: Mapping[str, Any], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Scores of random halves of the rows, by metric."""
+    scores = []
+    for _ in range(HALVES):
+        rows = torch.from_numpy(np.sort(rng.permutation(len(x))[: len(x) // 2])).to(x.device)
+        states = [metrics[0].prepare(values[rows], **options) for values in (x, y)]
+        scores.append([metric.score(*states) for metric in metrics])
+    return np.array(scores).T
 
 
 def _left_out(
-    x: Tensor, y: Tensor, metric: Metric, first: Any, second: Any, options: dict[str, Any], rng: np.random.Generator
-) -> Tensor:
-    """Scores without each row, or without each group of rows."""
+    x: Tensor,
+    y: Tensor,
+    first: Any,
+    second: Any,
+    metrics: Sequence[Metric],
+    options: Mapping[str, Any],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Scores without each row, or without each group of rows, by metric."""
     if isinstance(first, Linear):
-        return kernel.jackknife(first, second, unbiased=metric.score is kernel.unbiased_linear_cka)
+        unbiased = [metric.score is kernel.unbiased_linear_cka for metric in metrics]
+        return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])
     n, folds = len(x), min(len(x), FOLDS)
-    fold = torch.from_numpy(rng.permutation(n) % folds)
-    gone = [fold.to(x.device) == f for f in range(folds)]
-    if not isinstance(first, Neighbors):
-        return torch.tensor([metric.score(*(metric.prepare(v[~out], **options) for v in (x, y))) for out in gone])
-    k, largest = options["k"], math.ceil(n / folds)
-    longer = {"k": min(n - 1, k + min(largest, k + 10))}
-    lists = [metric.prepare(values, **longer) for values in (x, y)]
-    values = []
-    for out in gone:
-        states = [state.without(out, k) for state in lists]
-        rests = [values[~out] for values in (x, y)]
-        states = [replace(state, mean=rest @ rest.mean(0)) for state, rest in zip(states, rests, strict=True)]
-        values.append(metric.score(*states))
-    return torch.tensor(values, dtype=torch.float64)
+    if isinstance(first, Neighbors):  # lists that still have k entries when some are gone
+        k = options["k"]
+        longer = min(n - 1, k + min(math.ceil(n / folds), k + 10))
+        lists = [Neighbors.of(values, k=longer) for values in (x, y)]
+    scores = []
+    fold = torch.from_numpy(rng.permutation(n) % folds).to(x.device)
+    for gone in (fold == f for f in range(folds)):
+        rests = [values[~gone] for values in (x, y)]
+        if isinstance(first, Neighbors):
+            states: list[Any] = [
+                replace(whole.without(gone, k), mean=rest @ rest.mean(0))
+                for whole, rest in zip(lists, rests, strict=True)
+            ]
+        else:
+            states = [metrics[0].prepare(rest, **options) for rest in rests]
+        scores.append([metric.score(*states) for metric in metrics])
+    return np.array(scores).T
+
+
+def report(
+    x: Any,
+    y: Any,
+    names: Sequence[str] = PAPER,
+    *,
+    k: int = 10,
+    preprocess: str | None = "platonic",
+    intervals: bool = True,
+    calibrated: bool = True,
+    n_permutations: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+    groups: Sequence[Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Several metrics at once, with intervals over rows and chance levels; what they share is made once.
+
+    Parameters
+    ----------
+    x, y, names, k, preprocess
+        As in `similarity`.
+    intervals, calibrated : bool
+        Whether to find intervals (jackknife, see `interval`) and chance levels (see `calibrate`).
+    n_permutations, seed, groups
+        As in `calibrate`, whose alpha is one minus `level`.
+    level : float
+        Coverage of the intervals.
+
+    Returns
+    -------
+    list of dict
+        For each metric ``metric, value``; with intervals ``low, high``; calibrated ``null_mean, null_quantile,
+        p_value, calibrated, above_chance``.
+
+    Raises
+    ------
+    ValueError
+        As `similarity`, `interval` and `calibrate`.
+    """
+    wanted = {name: find(name) for name in names}
+    needed = [_rows_needed(metric, "jackknife" if intervals else "") for metric in wanted.values()]
+    x, y = as_pair(x, y, least_rows=max(needed, default=2), preprocess=preprocess)
+    rows: dict[str, dict[str, Any]] = {}
+    for shared in sharing(wanted):
+        metrics = [wanted[name] for name in shared]
+        options = metrics[0].filled({"k": k} if "k" in metrics[0].options else {})
+        first, second = (metrics[0].prepare(values, **options) for values in (x, y))
+        for name, metric in zip(shared, metrics, strict=True):
+            rows[name] = {"metric": name, "value": metric.score(first, second)}
+        if intervals:
+            found = _intervals(x, y, first, second, metrics, options, "jackknife", level, seed)
+            for name, one in zip(shared, found, strict=True):
+                rows[name] |= {"low": one.low, "high": one.high}
+        if calibrated:
+            scores = _scores([first], [second], metrics, len(x), n_permutations, seed, 1 - level, groups)[:, 0, 0]
+            for name, metric, null in zip(shared, metrics, scores, strict=True):
+                rows[name] |= asdict(_against(null, metric, options, 1 - level))
+    return [rows[name] for name in wanted]

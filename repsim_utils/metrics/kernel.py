@@ -191,23 +191,23 @@ def _fill_diagonal(block: Tensor, start: int, value: float) -> None:
 def median_distance(x: Tensor) -> float:
     """Median of the distances between different rows (the lower of two middle ones), exact: (n, d) → float.
 
-    Three passes over blocks, never n × n in memory: floats that are not negative are in the order of their bits, so
-    each pass counts by the next 21 bits, among those that agree with the median so far.
+    Four passes over blocks, never n × n in memory: floats that are not negative are in the order of their bits, so
+    each pass counts by the next 16 bits, among those that agree with the median so far.
     """
     n = len(x)
     rank = (n * (n - 1) // 2 - 1) // 2 * 2  # every pair is met twice
     prefix = 0
-    for shift in (42, 21, 0):
-        counts = torch.zeros(1 << 21, dtype=torch.int64, device=x.device)
+    for shift in (48, 32, 16, 0):
+        counts = torch.zeros(1 << 16, dtype=torch.int64, device=x.device)
         for start, block in _squared_distances(x):
             _fill_diagonal(block, start, float("inf"))
             bits = block.view(torch.int64).flatten() >> shift
-            bits = bits[bits >> 21 == prefix] if shift < 42 else bits
-            counts += torch.bincount(bits & ((1 << 21) - 1), minlength=1 << 21)
+            bits = bits[bits >> 16 == prefix] if shift < 48 else bits
+            counts += torch.bincount(bits & 0xFFFF, minlength=1 << 16)
         reached = counts.cumsum(0)
         place = int((reached <= rank).sum())
         rank -= int(reached[place - 1]) if place else 0
-        prefix = prefix << 21 | place
+        prefix = prefix << 16 | place
     return float(torch.tensor(prefix).view(torch.float64).sqrt())
 
 

@@ -98,29 +98,70 @@ def _largest_products(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The matrix of products is symmetric: of each pair of blocks one is formed, and serves the rows of both.
     """
     n = len(x)
-    spare = min(k + 1, n)  # one more, to see whether the last place is tied
-    best = x.new_full((n, spare), float("-inf"))
-    place = torch.zeros((n, spare), dtype=torch.int64, device=x.device)
-
-    def merge(start: int, block: Tensor, offset: int) -> None:
-        rows = slice(start, start + len(block))
-        value, index = block.topk(min(spare, block.shape[1]), dim=1, sorted=False)
-        value, index = torch.cat([best[rows], value], 1), torch.cat([place[rows], index + offset], 1)
-        best[rows], order = value.topk(spare, dim=1, sorted=False)
-        place[rows] = index.gather(1, order)
-
+    largest = _Largest(x, min(k + 1, n))  # one more, to see whether the last place is tied
     for i in range(0, n, BLOCK):
         for j in range(i, n, BLOCK):
-            block = x[i : i + BLOCK] @ x[j : j + BLOCK].T
-            merge(i, block, j)
+            block = largest.product(x[i : i + BLOCK], x[j : j + BLOCK])
+            largest.add(block, i, j)
             if j > i:
-                merge(j, block.T.contiguous(), i)
-    value, index = _sorted(best, place)
-    if spare > k:
+                largest.add(block, j, i, transposed=True)
+    value, index = _sorted(largest.value, largest.place)
+    if k < n:
         tied = (value[:, k] == value[:, k - 1]).nonzero()[:, 0]
         for rows in tied.split(BLOCK):
             value[rows, :k], index[rows, :k] = _first_of_tied(x[rows] @ x.T, k)
     return value[:, :k], index[:, :k]
+
+
+class _Largest:
+    """The k largest entries of every row of a matrix that comes in blocks, and their places, in no order."""
+
+    def __init__(self, x: Tensor, k: int) -> None:
+        n = len(x)
+        self.value = x.new_full((n, k), float("-inf"))
+        self.place = torch.zeros((n, k), dtype=torch.int64, device=x.device)
+        self.bound = self.value[:, 0].clone()  # what an entry must exceed
+        self._block, self._transposed = x.new_empty(2, min(n, BLOCK) ** 2)  # memory is taken once: that takes longest
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """Inner products of two blocks of rows; the next call overwrites them."""
+        return torch.mm(x, y.T, out=self._block[: len(x) * len(y)].view(len(x), len(y)))
+
+    def add(self, block: Tensor, start: int, offset: int, *, transposed: bool = False) -> None:
+        """Take in a block whose first row is `start` and whose first column is `offset` (or the transposed block)."""
+        size, k = block.shape[transposed], self.value.shape[1]
+        rows = slice(start, start + size)
+        bound = self.bound[rows] if transposed else self.bound[rows, None]
+        hits = (block > bound).nonzero()
+        width = int(torch.bincount(hits[:, int(transposed)], minlength=size).max())
+        if not width:
+            return
+        if 8 * width < block.shape[1 - transposed]:  # later blocks hold few large entries
+            value, place = _padded(block, hits, width, transposed)
+        else:
+            if transposed:
+                block = self._transposed[: block.numel()].view(size, -1).copy_(block.T)
+            value, place = block.topk(min(k, block.shape[1]), dim=1, sorted=False)
+        value = torch.cat([self.value[rows], value], 1)
+        place = torch.cat([self.place[rows], place + offset], 1)
+        self.value[rows], order = value.topk(k, dim=1, sorted=False)
+        self.place[rows] = place.gather(1, order)
+        self.bound[rows] = self.value[rows].amin(1)
+
+
+def _padded(block: Tensor, hits: Tensor, width: int, transposed: bool) -> tuple[Tensor, Tensor]:
+    """The entries at some places (m, 2), as rows of one width: values (-inf where there is none) and columns."""
+    value = block[hits[:, 0], hits[:, 1]]
+    if transposed:
+        order = hits[:, 1].argsort(stable=True)
+        hits, value = hits[order].flip(1), value[order]
+    row, size = hits[:, 0], block.shape[transposed]
+    counts = torch.bincount(row, minlength=size)
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    values = block.new_full((size, width), float("-inf"))
+    columns = torch.zeros((size, width), dtype=torch.int64, device=row.device)
+    values[row, slot], columns[row, slot] = value, hits[:, 1]
+    return values, columns
 
 
 def _sorted(value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,10 +265,9 @@ def _masked_hsic(a: Neighbors, b: Neighbors) -> float:
     n = len(a.index)
     p, q, row = _matches(a, b).nonzero(as_tuple=True)
     column, k_value, l_value = a.index[row, p], a.value[row, p], b.value[row, q]
-    edge, back = row * n + column, column * n + row
     k_sums = torch.zeros_like(a.mean).index_add(0, column, k_value)
     l_sums = torch.zeros_like(a.mean).index_add(0, row, l_value)
-    both = torch.isin(edge, back)
+    both = torch.stack([(lists.index[column] == row[:, None]).any(1) for lists in (a, b)]).all(0)  # and the way back
     product = float((k_value * l_value)[both].sum())
     ends = float(k_value.sum() * l_value.sum()) / ((n - 1) * (n - 2))
     return product + ends - 2 / (n - 2) * float(k_sums @ l_sums)

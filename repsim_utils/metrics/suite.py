@@ -116,7 +116,7 @@ def similarity(
     least_rows = max((metric.least_rows for metric in wanted.values()), default=2)
     x, y = as_pair(x, y, least_rows=least_rows, preprocess=preprocess)
     values: dict[str, float] = {}
-    for shared in _sharing(wanted):
+    for shared in sharing(wanted):
         metric = wanted[shared[0]]
         options = {**metric.options, **({"k": k} if "k" in metric.options else {})}
         first, second = metric.prepare(x, **options), metric.prepare(y, **options)
@@ -125,7 +125,7 @@ def similarity(
     return {name: values[name] for name in wanted}
 
 
-def _sharing(wanted: Mapping[str, Metric]) -> list[list[str]]:
+def sharing(wanted: Mapping[str, Metric]) -> list[list[str]]:
     """Names of metrics that are prepared alike, together."""
     together: dict[Any, list[str]] = {}
     for name, metric in wanted.items():
