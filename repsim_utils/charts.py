@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -14,11 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from repsim_utils.analysis import mean_interval
+from repsim_utils.metrics import LayerTable
 from repsim_utils.overlap import Split
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by shape.
 BLACK, GRAY, ORANGE, BLUE = "#000000", "#777777", "#D55E00", "#0072B2"
 RECORDED, PUBLISHED, MEASURED = "recorded (laptop)", "published", "this run"
+SERIES = (BLACK, ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRAY)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "triangle-right")
 _LAYERS = {RECORDED: (BLACK, "circle"), PUBLISHED: (ORANGE, "diamond"), MEASURED: (BLUE, "triangle")}
 
 
@@ -249,3 +253,172 @@ def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], 
 
 def _counts(table: pd.DataFrame) -> list[tuple[str, int]]:
     return [(str(who), int(n)) for who, n in table["seen by"].value_counts().items()]
+
+
+def lines(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    by: str,
+    title: str,
+    x_title: str,
+    y_title: str,
+    description: str,
+    subtitle: str = "",
+    log_x: bool = False,
+    domain: tuple[float, float] | None = None,
+    height: int = 240,
+) -> alt.LayerChart:
+    """Curves with a mark at every point, and an interval where the table has one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns `x`, `y`, `by` (a name for each curve), and where there is an interval low and high.
+    x, y, by : str
+        Columns.
+    title, x_title, y_title, subtitle, description : str
+        The last is the alternative text.
+    log_x : bool
+    domain : (float, float), optional
+        Of the y axis; by default it fits the values.
+    height : int
+        In pixels.
+    """
+    names = list(dict.fromkeys(table[by]))
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    base = alt.Chart(table).encode(
+        x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type="log" if log_x else "linear", nice=False, padding=12)),
+        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
+    )
+    shape = alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), title=None, sort=names)
+    tooltip = [f"{by}:N", f"{x}:Q", alt.Tooltip(f"{y}:Q", format=".3f")]
+    vertical = alt.Y(f"{y}:Q", title=y_title, scale=scale)
+    layers = [
+        base.mark_line(strokeWidth=2, clip=True).encode(y=vertical),
+        base.mark_point(size=55, filled=True, opacity=1, clip=True).encode(y=vertical, shape=shape, tooltip=tooltip),
+    ]
+    if "low" in table:
+        layers.insert(
+            0, base.mark_rule(strokeWidth=1.5, clip=True).encode(y=alt.Y("low:Q", title=y_title), y2="high:Q")
+        )
+    return _finished(alt.layer(*layers), title, subtitle, description, width=460, height=height)
+
+
+def plane(
+    table: pd.DataFrame,
+    *,
+    by: str,
+    panel: str,
+    title: str,
+    description: str,
+    subtitle: str = "",
+    links: pd.DataFrame | None = None,
+    size: int = 200,
+) -> alt.FacetChart:
+    """Points of the plane in panels side by side, told apart by color and shape.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns x, y, `by` and `panel`.
+    by, panel : str
+        Columns: kind of point, and the panel in which it is drawn.
+    title, subtitle, description : str
+    links : DataFrame, optional
+        Lines to draw: columns x, y, x2, y2 and `panel`.
+    size : int
+        Edge of a panel, in pixels.
+    """
+    names = list(dict.fromkeys(table[by]))
+    panels = list(dict.fromkeys(table[panel]))
+    drawn = table.assign(x2=np.nan, y2=np.nan, part="point")
+    if links is not None:
+        drawn = pd.concat([drawn, links.assign(part="link")])
+    axis = alt.Axis(title=None, labels=False, ticks=False, grid=False, domain=False)
+    base = alt.Chart().encode(x=alt.X("x:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)))
+    base = base.encode(y=alt.Y("y:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)))
+    lines = (
+        base.mark_rule(color=GRAY, opacity=0.6).encode(x2="x2:Q", y2="y2:Q").transform_filter("datum.part == 'link'")
+    )
+    points = base.mark_point(size=55, filled=True, opacity=0.9).transform_filter("datum.part == 'point'")
+    points = points.encode(
+        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
+        shape=alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), title=None, sort=names),
+        tooltip=[f"{by}:N"],
+    )
+    chart = alt.layer(lines, points, data=drawn).properties(width=size, height=size)
+    chart = chart.facet(column=alt.Column(f"{panel}:N", sort=panels, title=None, header=alt.Header(labelFontSize=12)))
+    chart = chart.resolve_scale(x="independent", y="independent")
+    return _finished(chart, title, subtitle, description)
+
+
+def heatmap(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    description: str,
+    x_title: str,
+    y_title: str,
+    subtitle: str = "",
+    value_title: str = "similarity",
+    numbers: bool = True,
+    cell: int = 44,
+) -> alt.LayerChart:
+    """A table of values as shades, dark for large, with the numbers in the cells.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns row, column and value; rows and columns in order of appearance.
+    title, subtitle, description, x_title, y_title, value_title : str
+    numbers : bool
+        Write the values into the cells.
+    cell : int
+        Edge of a cell, in pixels.
+    """
+    rows, columns = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["column"]))
+    base = alt.Chart(table).encode(
+        x=alt.X("column:N", sort=columns, title=x_title, axis=alt.Axis(labelAngle=-40, labelLimit=220)),
+        y=alt.Y("row:N", sort=rows, title=y_title, axis=alt.Axis(labelLimit=220)),
+    )
+    shades = base.mark_rect().encode(
+        color=alt.Color("value:Q", title=value_title, scale=alt.Scale(scheme="greys", domainMin=0)),
+        tooltip=["row:N", "column:N", alt.Tooltip("value:Q", format=".3f")],
+    )
+    layers = [shades]
+    if numbers:
+        middle = float(table["value"].max()) / 2
+        layers.append(
+            base.mark_text(fontSize=11).encode(
+                text=alt.Text("value:Q", format=".2f"),
+                color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
+            )
+        )
+    chart = alt.layer(*layers)
+    return _finished(chart, title, subtitle, description, width=cell * len(columns), height=cell * len(rows))
+
+
+def layer_heatmap(table: LayerTable, *, title: str, x_title: str, y_title: str, description: str) -> alt.LayerChart:
+    """A `repsim_utils.metrics.LayerTable` as a heat map; layers of the first model from bottom to top.
+
+    Parameters
+    ----------
+    table : LayerTable
+    title, x_title, y_title, description : str
+    """
+    rows = [
+        {"row": a, "column": b, "value": float(value)}
+        for a, values in reversed(list(zip(table.first, table.values, strict=True)))
+        for b, value in zip(table.second, values, strict=True)
+    ]
+    options: dict[str, Any] = {"x_title": x_title, "y_title": y_title, "value_title": table.metric, "description": description}
+    return heatmap(pd.DataFrame(rows), title=title, numbers=len(rows) <= 150, **options)
+
+
+def _finished(chart: Any, title: str, subtitle: str, description: str, **size: int) -> Any:
+    """Title, alternative text and readable axes, as all figures have them."""
+    heading = alt.Title(title, anchor="start", subtitleColor="#444444", subtitle=subtitle or alt.Undefined)
+    chart = chart.properties(title=heading, description=description, background="white", **size)
+    return chart.configure_axis(labelFontSize=12, titleFontSize=12).configure_legend(labelFontSize=12, symbolOpacity=1)

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,16 +110,13 @@ def compare(
 
     from repsim_utils import features, metrics
 
-    rows = metrics.report(
-        features.load(first),
-        features.load(second),
-        metric or metrics.PAPER,
-        k=k,
-        preprocess=None if raw else "platonic",
-        calibrated=calibrate,
-        n_permutations=permutations,
-        seed=seed,
-    )
+    x, y = features.load(first), features.load(second)
+    options: dict[str, Any] = {"k": k, "preprocess": None if raw else "platonic", "calibrated": calibrate}
+    options |= {"n_permutations": permutations, "seed": seed}
+    try:
+        rows = metrics.report(x, y, metric or metrics.PAPER, **options)
+    except ValueError as error:
+        raise ValueError(f"{error} (x is {first}, y is {second})") from None
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return

@@ -7,9 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from repsim_utils import __version__, cli, published
+from repsim_utils import __version__, cli, metrics, published
 from repsim_utils.datasets.shards import DamagedDataError
 from repsim_utils.experiments import task_only
 
@@ -188,3 +191,57 @@ def test_a_wheel_of_the_repository_holds_its_tables(tmp_path):
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "repsim_utils").rglob("*.py")}
     assert wanted <= held
     assert not [name for name in held if name.startswith(("tests", "chapters", "benchmarks", "data/"))]
+
+
+class TestCompare:
+    @pytest.fixture
+    def files(self, tmp_path):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(90, 6)).astype(np.float32)
+        paths = tmp_path / "a.npy", tmp_path / "b.safetensors"
+        np.save(paths[0], x)
+        y = torch.from_numpy(x @ rng.normal(size=(6, 9)).astype(np.float32))
+        save_file({"features": y}, paths[1])
+        return (*paths, x, y)
+
+    def test_table(self, repsim, files):
+        code, out, err = repsim("compare", *files[:2])
+        lines = out.splitlines()
+        assert (code, err) == (0, "")
+        assert lines[0].split() == ["metric", "value", "low", "high"]
+        assert [line.split()[0] for line in lines[1:]] == list(metrics.PAPER)
+        expected = metrics.similarity(*files[2:])
+        for line in lines[1:]:
+            name, value, low, high = line.split()
+            assert float(value) == pytest.approx(expected[name], abs=6e-5)
+            assert float(low) <= float(value) <= float(high)
+
+    def test_json_with_chance_levels(self, repsim, files):
+        options = ["--metric", "cka", "--metric", "mutual_knn", "--calibrate", "--json", "--raw", "--k", 5]
+        code, out, _ = repsim("compare", *files[:2], *options, "--permutations", 39)
+        rows = json.loads(out)
+        assert code == 0
+        assert rows == metrics.report(*files[2:], ["cka", "mutual_knn"], k=5, preprocess=None, n_permutations=39)
+        assert rows[0]["p_value"] == 1 / 40
+
+    def test_careless_users_get_one_line_and_code_2(self, repsim, files, tmp_path):
+        a, b, x, _ = files
+        np.save(tmp_path / "short.npy", x[:-1])
+        x[3, 2] = np.nan
+        np.save(tmp_path / "nan.npy", x)
+        np.save(tmp_path / "flat.npy", x[:, 0])
+        np.save(tmp_path / "words.npy", np.array([["a", "b"]] * 90))
+        for arguments, message in (
+            ((tmp_path / "short.npy", b), f"x and y must have matching rows, got 89 and 90 (x is {tmp_path}/short.npy"),
+            ((a, tmp_path / "nan.npy"), "y must be finite, got NaN or infinite values"),
+            ((tmp_path / "flat.npy", b), "x must be a matrix with one row a sample, got shape (90,)"),
+            ((tmp_path / "words.npy", b), "x must hold real numbers, got <U1"),
+            ((tmp_path / "none.npy", b), "none.npy: there is no such file"),
+            ((ROOT / "README.md", b), "README.md: not one of the formats"),
+            ((a, b, "--metric", "ckaa"), "unknown metric ckaa; choose from cka"),
+            ((a, b, "--k", 90), "k must be at least 1 and less than the number of rows, got k=90 with 90 rows"),
+            ((a, b, "--calibrate", "--permutations", 5), "needs at least 19 permutations, got 5"),
+        ):
+            code, out, err = repsim("compare", *arguments)
+            assert (code, out) == (2, "")
+            assert err.startswith("repsim: ") and message in err and err.count("\n") == 1

@@ -395,7 +395,8 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     row, the sum of :math:`K_{ij} L_{ij}` over those j that are among the k nearest neighbours of i in both, divided by
     the root of the same sums of each representation with itself. The code that they published, which later tables were
     made with, does something else: it sets the kernels to zero but for common neighbours, and then takes the unbiased
-    HSIC of what remains. That value has no bound and can be undefined, hence it is not the default.
+    HSIC of what remains. That value has no bound, can be undefined, and changes when x and y are exchanged (a masked
+    kernel is not symmetric); hence it is not the default.
 
     Parameters
     ----------
@@ -409,7 +410,7 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     Returns
     -------
     float
-        In [-1, 1] by default. Symmetric, 1 on itself; invariant to rotation and scaling, not to shifts. Unrelated
+        In [-1, 1] and symmetric by default; 1 on itself; invariant to rotation and scaling, not to shifts. Unrelated
         representations have few common neighbours, and come close to 0.
 
     Raises

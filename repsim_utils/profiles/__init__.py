@@ -21,11 +21,24 @@ class Gallery(BaseModel):
     overlap: float = Field(ge=0, le=1)
 
 
+class Simulation(BaseModel):
+    """Chapters on metrics: how much they simulate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(ge=0)
+    draws: int = Field(ge=2)
+
+
 class Profile(BaseModel):
     """One profile, checked: an unknown or a missing key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kernels: Simulation
+    neighbourhoods: Simulation
+    subspaces_and_shapes: Simulation
+    significance: Simulation
     color_shape_digit: Gallery
     task_only: task_only.Settings
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
 
 from repsim_utils.metrics import cka
+from repsim_utils.metrics.kernel import median_distance
+from tests.metrics import literal
 
 SHAPES = [(40, 5, 7), (12, 30, 50), (25, 25, 3), (4, 9, 2), (30, 1, 1)]  # n, d1, d2
 
@@ -18,25 +21,8 @@ def pair(n=40, d1=5, d2=7, seed=0, shared=1.0):
     return x, shared * x @ rng.normal(size=(d1, d2)) + rng.normal(size=(n, d2)) - 1
 
 
-def biased_hsic(k, m):
-    n = len(k)
-    h = np.eye(n) - np.ones((n, n)) / n
-    return np.trace(k @ h @ m @ h) / (n - 1) ** 2
-
-
-def unbiased_hsic(k, m):
-    """Song et al. (2012), Eq. 5."""
-    n, one = len(k), np.ones(len(k))
-    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
-    middle = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
-    return (np.trace(k @ m) + middle - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
-
-
-def literal(x, y, unbiased):
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    hsic = unbiased_hsic if unbiased else biased_hsic
-    k, m = x @ x.T, y @ y.T
-    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+def definition(x, y, unbiased):
+    return (literal.unbiased_cka if unbiased else literal.cka)(x, y)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -47,13 +33,13 @@ def test_equals_the_literal_definition(shape, dtype, unbiased, convert):
     x, y = (values.astype(dtype) for values in pair(*shape))
     value = cka(convert(x), convert(y), unbiased=unbiased)
     assert type(value) is float
-    assert value == pytest.approx(literal(x, y, unbiased), rel=1e-10)
+    assert value == pytest.approx(definition(x, y, unbiased), rel=1e-10)
 
 
 @given(st.integers(5, 30), st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000), st.booleans())
 def test_equals_the_literal_definition_at_any_shape(n, d1, d2, seed, unbiased):
     x, y = pair(n, d1, d2, seed)
-    assert cka(x, y, unbiased=unbiased) == pytest.approx(literal(x, y, unbiased), rel=1e-10, abs=1e-12)
+    assert cka(x, y, unbiased=unbiased) == pytest.approx(definition(x, y, unbiased), rel=1e-10, abs=1e-12)
 
 
 def test_features_far_from_zero_lose_nothing_in_float32():
@@ -61,7 +47,7 @@ def test_features_far_from_zero_lose_nothing_in_float32():
     x, y = (1000 + values.astype(np.float32) for values in pair(200))
     centred = [values.astype(np.float64) - values.astype(np.float64).mean(0) for values in (x, y)]
     for unbiased in (False, True):
-        assert cka(x, y, unbiased=unbiased) == pytest.approx(literal(*centred, unbiased), rel=1e-10)
+        assert cka(x, y, unbiased=unbiased) == pytest.approx(definition(*centred, unbiased), rel=1e-10)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -151,10 +137,31 @@ def test_rows_that_do_not_match():
         cka(x, y[:-1])
 
 
-@pytest.mark.parametrize("options", [{"kernel": "rbf"}, {"sigma": 1.0}])
+@pytest.mark.parametrize("options", [{"kernel": "cosine"}, {"sigma": 1.0}])
 def test_what_is_not_there_is_refused(options):
     with pytest.raises(ValueError, match="kernel must be 'linear'"):
         cka(*pair(), **options)
+
+
+def test_bandwidths_that_make_no_kernel():
+    x, y = pair()
+    for sigma in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="sigma must be positive"):
+            cka(x, y, kernel="rbf", sigma=sigma)
+    x[5:] = x[5]
+    with pytest.raises(ValueError, match="the median distance of the rows is 0"):
+        cka(x, y, kernel="rbf")
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 50, 51])
+def test_median_distance_is_exact(n):
+    x = torch.from_numpy(pair(n)[0])
+    distances = np.sort(pdist(x.numpy()))
+    assert median_distance(x) == pytest.approx(distances[(len(distances) - 1) // 2], rel=1e-12)
+
+
+def test_median_of_equal_distances():
+    assert median_distance(torch.eye(30).double()) == pytest.approx(2**0.5, rel=1e-12)
 
 
 def test_unbiased_is_undefined_where_samples_differ_in_one_row_only():

@@ -1,5 +1,7 @@
 """Several metrics at once, and the paper's protocol."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim_utils import metrics
-from repsim_utils.metrics import METRICS, PAPER, cka, platonic, similarity
+from repsim_utils.metrics import METRICS, PAPER, PUBLISHED, cka, platonic, similarity
+from repsim_utils.metrics.neighbors import Neighbors
+from tests.metrics import literal
 
 
 def pair(n=60, d1=8, d2=6, seed=0):
@@ -16,18 +20,10 @@ def pair(n=60, d1=8, d2=6, seed=0):
     return x, x @ rng.normal(size=(d1, d2)) + rng.normal(size=(n, d2))
 
 
-def literal_platonic(x):
-    """Clamp at the 95th percentile of |features|, one number for the matrix; then rows of length 1."""
-    values = np.sort(np.abs(x), axis=None)
-    limit = values[int(0.95 * x.size)]
-    x = np.clip(x, -limit, limit)
-    return np.array([row / np.sqrt((row**2).sum()) for row in x])
-
-
 @given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 1000))
 def test_platonic_equals_its_literal_version(n, d, seed):
     x = pair(n, d, 1, seed)[0]
-    np.testing.assert_allclose(platonic(torch.tensor(x)), literal_platonic(x), rtol=1e-12)
+    np.testing.assert_allclose(platonic(torch.tensor(x)), literal.platonic(x), rtol=1e-12)
 
 
 def test_platonic_tames_outliers_only():
@@ -49,14 +45,6 @@ def test_platonic_does_not_change_its_argument():
     assert torch.equal(x, before)
 
 
-def test_similarity_is_each_metric_after_the_protocol():
-    x, y = pair()
-    prepared = literal_platonic(x), literal_platonic(y)
-    expected = {"cka": cka(*prepared), "unbiased_cka": cka(*prepared, unbiased=True)}
-    assert similarity(x, y) == pytest.approx(expected, rel=1e-10)
-    assert all(type(value) is float for value in similarity(x, y).values())
-
-
 def test_similarity_without_the_protocol():
     x, y = pair()
     values = similarity(x, y, preprocess=None)
@@ -66,8 +54,10 @@ def test_similarity_without_the_protocol():
 
 def test_names_choose_the_metrics_and_their_order():
     x, y = pair()
-    assert list(similarity(x, y)) == list(PAPER) == list(METRICS)
-    for names in (["unbiased_cka"], ["unbiased_cka", "cka"], []):
+    assert list(similarity(x, y)) == list(PAPER) and len(PAPER) == 8
+    assert set(PUBLISHED) <= set(PAPER) <= set(METRICS) >= set(PUBLISHED.values())
+    assert list(similarity(x, y, "cka")) == ["cka"]
+    for names in (["unbiased_cka"], ["unbiased_cka", "mutual_knn", "cka"], []):
         assert list(similarity(x, y, names)) == names
 
 
@@ -76,16 +66,37 @@ def test_numpy_and_torch_float32_agree():
     assert similarity(x, y) == similarity(torch.tensor(x), torch.tensor(y))
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_one_on_itself_and_symmetric(name):
+def test_what_metrics_share_is_made_once(monkeypatch):
+    calls = []
+    original = Neighbors.of.__func__
+    monkeypatch.setattr(Neighbors, "of", classmethod(lambda cls, x, **o: calls.append(1) or original(cls, x, **o)))
+    metric = {name: replace(METRICS[name], prepare=Neighbors.of) for name in METRICS if "k" in METRICS[name].options}
+    for name, changed in metric.items():
+        monkeypatch.setitem(METRICS, name, changed)
+    similarity(*pair())
+    assert len(calls) == 2
+    metrics.report(*pair(), intervals=False)
+    assert len(calls) == 4
+
+
+def test_report_is_similarity_interval_and_calibration():
     x, y = pair()
-    assert similarity(x, x)[name] == pytest.approx(1)
-    assert similarity(x, y)[name] == pytest.approx(similarity(y, x)[name])
+    names = [*PAPER, "cknna_published", "procrustes", "rsa"]
+    rows = metrics.report(x, y, names, k=4, n_permutations=39)
+    values = similarity(x, y, names, k=4)
+    assert [row["metric"] for row in rows] == names
+    for row in rows:
+        options = {"k": 4} if "k" in METRICS[row["metric"]].options else {}
+        interval = metrics.interval(x, y, row["metric"], preprocess="platonic", **options)
+        chance = metrics.calibrate(x, y, row["metric"], preprocess="platonic", n_permutations=39, **options)
+        expected = {"value": values[row["metric"]], "low": interval.low, "high": interval.high, **asdict(chance)}
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert set(metrics.report(x, y, ["cka"], intervals=False, calibrated=False)[0]) == {"metric", "value"}
 
 
 def test_errors():
     x, y = pair()
-    with pytest.raises(ValueError, match="unknown metric ckaa, b; choose from cka, unbiased_cka"):
+    with pytest.raises(ValueError, match="unknown metric ckaa; choose from cka, unbiased_cka"):
         similarity(x, y, ["cka", "ckaa", "b"])
     with pytest.raises(ValueError, match="preprocess must be 'platonic' or None, got 'zscore'"):
         similarity(x, y, preprocess="zscore")
