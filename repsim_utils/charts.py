@@ -413,8 +413,8 @@ def layer_heatmap(table: LayerTable, *, title: str, x_title: str, y_title: str, 
         for a, values in reversed(list(zip(table.first, table.values, strict=True)))
         for b, value in zip(table.second, values, strict=True)
     ]
-    options: dict[str, Any] = {"x_title": x_title, "y_title": y_title, "value_title": table.metric, "description": description}
-    return heatmap(pd.DataFrame(rows), title=title, numbers=len(rows) <= 150, **options)
+    texts: dict[str, Any] = {"x_title": x_title, "y_title": y_title, "title": title, "description": description}
+    return heatmap(pd.DataFrame(rows), value_title=table.metric, numbers=len(rows) <= 150, **texts)
 
 
 def _finished(chart: Any, title: str, subtitle: str, description: str, **size: int) -> Any:
