@@ -70,6 +70,11 @@ def _from_array(name: str, values: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
 
 
+def size(x: Tensor) -> Tensor:
+    """The largest absolute value, without a copy of the matrix."""
+    return torch.maximum(x.max(), -x.min())
+
+
 def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     """The paper's preparation of features, after Huh et al. (2024): clamp outliers, then give every row unit length.
 
@@ -91,8 +96,10 @@ def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     ValueError
         If so many features are zero that clamping would leave nothing.
     """
-    rank = min(int(quantile * x.numel()), x.numel() - 1) + 1
-    limit = x.abs().flatten().kthvalue(rank).values
+    rank = min(int(quantile * x.numel()), x.numel() - 1)
+    absolute = x.abs().flatten().cpu().numpy()
+    absolute.partition(rank)  # in place
+    limit = float(absolute[rank])
     if limit == 0:
         raise ValueError(
             f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None"

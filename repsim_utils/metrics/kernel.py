@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair
+from repsim_utils.metrics.inputs import as_pair, size
 
 BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
 
@@ -63,7 +63,7 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
 
 def centred(x: Tensor) -> Tensor:
     """Columns centred, and scaled so that products of very large or small features neither overflow nor vanish."""
-    x = x / x.abs().max()
+    x = x / size(x)
     x -= x.mean(0)
     x /= x.norm()
     return x
@@ -91,7 +91,7 @@ class Linear:
     def of(cls, x: Tensor) -> Linear:
         """Centre, scale, and form what does not depend on the other representation."""
         x = centred(x)
-        return cls(x, x.square().sum(1), squared_product(x, x))
+        return cls(x, x.norm(dim=1).square(), squared_product(x, x))
 
     def permuted(self, order: Tensor) -> Linear:
         """The same representation with its rows in another order."""
@@ -124,8 +124,8 @@ def unbiased_linear_cka(a: Linear, b: Linear) -> float:
 
 
 def _require_positive(own: list[float], scale: list[float]) -> None:
-    for name, value, size in zip("xy", own, scale, strict=True):
-        if value < 1e-10 * size:
+    for name, value, biased in zip("xy", own, scale, strict=True):
+        if value < 1e-10 * biased:
             raise ValueError(f"unbiased CKA is undefined here: {name} has no positive HSIC with itself")
 
 
@@ -170,13 +170,14 @@ class Rbf:
 
 
 def _squared_distances(x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of rows of the matrix of squared distances, with the first row of each."""
+    """Blocks of rows of the matrix of squared distances, with the first row of each; equal rows are 0 apart."""
     norms = x.square().sum(1)
+    rounding = 1e-13 * float(norms.max())
     for start in range(0, len(x), BLOCK):
         rows = x[start : start + BLOCK]
         block = torch.addmm(norms, rows, x.T, alpha=-2)
         block += norms[start : start + BLOCK, None]
-        yield start, block.clamp_(min=0)
+        yield start, torch.nn.functional.threshold_(block, rounding, 0.0)
 
 
 def _rbf_blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair
+from repsim_utils.metrics.inputs import as_pair, size
 
 BLOCK = 1024  # rows and columns of a block of inner products: no more than one such block is in memory
 
@@ -40,8 +40,8 @@ class Neighbors:
         n = len(x)
         if not 1 <= k < n:
             raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {n} rows")
-        size = float(x.abs().max())
-        x = x if 1e-100 < size < 1e100 else x / size  # products neither overflow nor vanish
+        largest = float(size(x))
+        x = x if 1e-100 < largest < 1e100 else x / largest  # products neither overflow nor vanish
         first, which = _distinct_rows(x)
         keys = x if len(first) == n else x[first]
         value, index = _largest_products(keys, min(k + 1, len(keys)))

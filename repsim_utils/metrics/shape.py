@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair
+from repsim_utils.metrics.inputs import as_pair, size
 from repsim_utils.metrics.kernel import centred
 
 
@@ -98,7 +98,7 @@ class Geometry:
 
 
 def _correlation_distances(x: Tensor) -> Tensor:
-    x = x / x.abs().max()
+    x = x / size(x)
     x = x - x.mean(1, keepdim=True)
     norms = x.norm(dim=1, keepdim=True)
     if not bool((norms > 1e-12).all()):

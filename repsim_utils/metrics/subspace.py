@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair
+from repsim_utils.metrics.inputs import as_pair, size
 
 BLOCK = 4096  # rows that are looked at together
 
@@ -33,7 +33,7 @@ class Subspace:
         """Leading principal directions, or all of them (up to the numerical rank): (n, d) → Subspace."""
         if n_components is not None and n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {n_components}")
-        x = x / x.abs().max()
+        x = x / size(x)
         x -= x.mean(0)
         _, values, directions = torch.linalg.svd(_triangle(x), full_matrices=False)
         rank = int((values > values[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from repsim_utils.experiments import task_only
 from repsim_utils.experiments.task_only import Settings, pairs, probe, trained
+from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
@@ -95,14 +96,17 @@ def test_own_seeds_never_repeat_over_seeds(monkeypatch):
 
 def test_the_table(swept):
     table = swept[1]
-    metrics = ["cka", "unbiased_cka", "accuracy_first", "accuracy_second"]
+    metrics = [*PAPER, *PUBLISHED.values(), "accuracy_first", "accuracy_second"]
     expected = [(p.overlap, p.name, metric) for p in pairs(settings()) for metric in metrics]
     assert list(table[["overlap", "pair", "metric"]].itertuples(index=False, name=None)) == expected
     assert {
         "experiment", "key", "dataset", "architecture", "overlap", "seed", "probe", "metric", "value", "version",
-        "date", "wall_seconds", "pair",
+        "date", "wall_seconds", "pair", "null_mean", "null_quantile", "p_value", "calibrated", "above_chance",
     } == set(table)  # fmt: skip
-    assert table.value.between(-1, 1).all() and (table.value[table.metric == "cka"] > 0).all()
+    similarities = table[~table.metric.str.startswith("accuracy")]
+    assert similarities.notna().all().all() and similarities.p_value.between(1 / 201, 1).all()
+    assert table.value[table.metric != "lcs_knn_published"].between(-1, 1).all()
+    assert (table.value[table.metric == "cka"] > 0).all()
     assert set(table.experiment) == {"task_only"} and set(table.dataset) == set(table.probe) == {"color_shape_digit"}
 
 
@@ -136,7 +140,7 @@ def test_representations_have_matched_rows_on_the_probe(swept):
 
 def test_another_version_of_the_code_is_another_key(monkeypatch):
     pair = pairs(settings())[0].model_dump(mode="json")
-    for change in ({"version": 2}, {"first": pair["first"] | {"version": [2, 1, 1]}}):
+    for change in ({"version": 3}, {"first": pair["first"] | {"version": [2, 1, 1]}}):
         assert key(pair | change) != key(pair)
 
 
