@@ -177,7 +177,7 @@ def _squared_distances(x: Tensor) -> Iterator[tuple[int, Tensor]]:
         rows = x[start : start + BLOCK]
         block = torch.addmm(norms, rows, x.T, alpha=-2)
         block += norms[start : start + BLOCK, None]
-        yield start, torch.nn.functional.threshold_(block, rounding, 0.0)
+        yield start, block.masked_fill_(block < rounding, 0.0)
 
 
 def _rbf_blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
