@@ -268,6 +268,7 @@ def lines(
     subtitle: str = "",
     log_x: bool = False,
     domain: tuple[float, float] | None = None,
+    ticks: list[int] | None = None,
     height: int = 240,
 ) -> alt.LayerChart:
     """Curves with a mark at every point, and an interval where the table has one.
@@ -283,13 +284,20 @@ def lines(
     log_x : bool
     domain : (float, float), optional
         Of the y axis; by default it fits the values.
+    ticks : list of int, optional
+        Values on the x axis that get a label.
     height : int
         In pixels.
     """
     names = list(dict.fromkeys(table[by]))
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     base = alt.Chart(table).encode(
-        x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(type="log" if log_x else "linear", nice=False, padding=12)),
+        x=alt.X(
+            f"{x}:Q",
+            title=x_title,
+            scale=alt.Scale(type="log" if log_x else "linear", zero=False, nice=False, padding=12),
+            axis=alt.Axis(values=ticks, format="d") if ticks else alt.Axis(),
+        ),
         color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
     )
     shape = alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), title=None, sort=names)

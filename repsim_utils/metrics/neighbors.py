@@ -50,6 +50,7 @@ class Neighbors:
 
     def permuted(self, order: Tensor) -> Neighbors:
         """The lists after the rows came into another order: only the names of the rows change."""
+        order = order.to(self.index.device)
         return Neighbors(order.argsort()[self.index[order]], self.value[order], self.mean[order])
 
     def without(self, gone: Tensor, k: int) -> Neighbors:
