@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from repsim_utils import charts
+from repsim_utils.metrics import LayerTable
 from repsim_utils.overlap import split_by_example
 from repsim_utils.published import published
 
@@ -125,3 +126,35 @@ def test_charts_need_no_network(tmp_path):
     assert isinstance(chart, alt.LayerChart) and "http" not in chart.to_json().replace(chart.to_dict()["$schema"], "")
     chart.save(str(tmp_path / "figure.svg"))
     assert "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_lines_have_a_bar_for_each_point_where_the_table_has_intervals():
+    table = pd.DataFrame({"n": [1, 2, 1, 2], "v": [0.1, 0.2, 0.3, 0.4], "m": ["a", "a", "b", "b"]})
+    options = {
+        "title": "A title of some length",
+        "x_title": "X",
+        "y_title": "Y",
+        "description": "What is to be seen here",
+    }
+    spec = valid(charts.lines(table, x="n", y="v", by="m", **options))
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["line", "point"]
+    assert "shape" in spec["layer"][1]["encoding"]
+    table = table.assign(low=table.v - 0.1, high=table.v + 0.1)
+    spec = valid(charts.lines(table, x="n", y="v", by="m", log_x=True, ticks=[1, 2], **options))
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["rule", "line", "point"]
+
+
+def test_plane_draws_points_and_links():
+    points = pd.DataFrame({"x": [0, 1], "y": [1, 0], "kind": ["a", "b"], "model": ["first", "second"]})
+    links = pd.DataFrame({"x": [0], "y": [0], "x2": [1], "y2": [1], "model": ["first"]})
+    words = {"title": "A title of some length", "description": "What is to be seen here"}
+    spec = valid(charts.plane(points, by="kind", panel="model", links=links, **words))
+    assert [row["part"] for row in rows_of(spec)] == ["point", "point", "link"]
+
+
+def test_layer_heatmap_has_a_cell_for_each_pair_of_layers_first_layer_at_the_bottom():
+    table = LayerTable(("a", "b"), ("c", "d", "e"), np.arange(6.0).reshape(2, 3) / 6, "cka")
+    words = {"title": "A title of some length", "description": "What is to be seen here"}
+    cells = rows_of(valid(charts.layer_heatmap(table, x_title="X", y_title="Y", **words)))
+    assert [(row["row"], row["column"]) for row in cells[:3]] == [("b", "c"), ("b", "d"), ("b", "e")]
+    assert {(row["row"], row["column"]): row["value"] for row in cells}["a", "e"] == pytest.approx(2 / 6)
