@@ -105,7 +105,7 @@ def test_run_prints_a_summary(repsim, tmp_path, form):
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split() == ["metric", "overlap", "pair", "mean", "low", "high", "n"]
-    assert len(lines) == 1 + 2 * 4 and all(line.split()[-3:] == ["-", "-", "1"] for line in lines[1:])
+    assert len(lines) == 1 + 2 * 13 and all(line.split()[-3:] == ["-", "-", "1"] for line in lines[1:])
     assert len(list((tmp_path / "here" / "task_only").iterdir())) == 2
     assert not (tmp_path / "default_store").exists()
 

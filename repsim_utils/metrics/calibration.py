@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from repsim_utils.metrics import kernel
-from repsim_utils.metrics.inputs import as_pair
+from repsim_utils.metrics.inputs import as_pair, as_representation
 from repsim_utils.metrics.kernel import Linear
 from repsim_utils.metrics.neighbors import Neighbors
 from repsim_utils.metrics.suite import PAPER, Metric, find, prepared, sharing
@@ -163,11 +163,14 @@ def calibrate_best(
     if not len(xs) or not len(ys):
         raise ValueError("xs and ys need one representation or more each")
     metric = find(name)
-    checked = [as_pair(xs[0], y, least_rows=metric.least_rows, preprocess=preprocess)[1] for y in ys]
-    first = [as_pair(x, ys[0], least_rows=metric.least_rows, preprocess=preprocess)[0] for x in xs]
     filled = metric.filled(options)
-    states = [[metric.prepare(values, **filled) for values in side] for side in (first, checked)]
-    scores = _scores(states[0], states[1], [metric], len(first[0]), n_permutations, seed, alpha, groups)
+    checks: Any = {"least_rows": metric.least_rows, "preprocess": preprocess}
+    tensors = [[as_representation(which, layer, **checks) for layer in side] for which, side in (("x", xs), ("y", ys))]
+    rows = {len(layer) for side in tensors for layer in side}
+    if len(rows) > 1:
+        raise ValueError(f"all layers must have matching rows, got {', '.join(map(str, sorted(rows)))}")
+    first, second = ([metric.prepare(layer, **filled) for layer in side] for side in tensors)
+    scores = _scores(first, second, [metric], rows.pop(), n_permutations, seed, alpha, groups)
     return _against(scores[0].max(axis=(0, 1)), metric, options, alpha)
 
 

@@ -31,15 +31,23 @@ def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = Non
         If a representation is not a finite matrix that varies over its rows, rows do not match or do not suffice, or
         the protocol is unknown.
     """
-    if preprocess not in ("platonic", None):
-        raise ValueError(f"preprocess must be 'platonic' or None, got {preprocess!r}")
-    first, second = (_varying(name, as_matrix(name, values), least_rows) for name, values in (("x", x), ("y", y)))
+    first = as_representation("x", x, least_rows=least_rows, preprocess=preprocess)
+    second = as_representation("y", y, least_rows=least_rows, preprocess=preprocess)
     if len(first) != len(second):
         raise ValueError(f"x and y must have matching rows, got {len(first)} and {len(second)}")
-    if preprocess == "platonic":
-        first = platonic(first)
-        second = platonic(second)
     return first, second.to(first.device)
+
+
+def as_representation(name: str, values: Any, *, least_rows: int = 2, preprocess: str | None = None) -> Tensor:
+    """One representation, as `as_pair` has it; `name` is what an error calls it."""
+    if preprocess not in ("platonic", None):
+        raise ValueError(f"preprocess must be 'platonic' or None, got {preprocess!r}")
+    tensor = as_matrix(name, values)
+    if len(tensor) < least_rows:
+        raise ValueError(f"{name} needs at least {least_rows} rows for this metric, got {len(tensor)}")
+    if bool((tensor == tensor[0]).all()):
+        raise ValueError(f"{name} has no variance: its {len(tensor)} rows are all the same")
+    return platonic(tensor) if preprocess == "platonic" else tensor
 
 
 def as_matrix(name: str, values: Any) -> Tensor:
@@ -52,14 +60,6 @@ def as_matrix(name: str, values: Any) -> Tensor:
     tensor = tensor.detach().double()
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
-    return tensor
-
-
-def _varying(name: str, tensor: Tensor, least_rows: int) -> Tensor:
-    if len(tensor) < least_rows:
-        raise ValueError(f"{name} needs at least {least_rows} rows for this metric, got {len(tensor)}")
-    if bool((tensor == tensor[0]).all()):
-        raise ValueError(f"{name} has no variance: its {len(tensor)} rows are all the same")
     return tensor
 
 

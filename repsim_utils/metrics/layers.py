@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repsim_utils.metrics.inputs import as_pair
-from repsim_utils.metrics.suite import Metric, find
+from repsim_utils.metrics.inputs import as_representation
+from repsim_utils.metrics.suite import find
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,13 @@ def layerwise(
     filled = found.filled(options)
     each = layers if isinstance(layers, tuple) and not isinstance(layers[0], str) else (layers, layers)
     first, second = layer_features((model_a, model_b), batches, each)  # type: ignore[arg-type]
-    states = []
-    for features, others in ((first, second), (second, first)):
-        against = next(iter(others.values()))
-        states.append([_prepared(name, x, against, found, preprocess, filled) for name, x in features.items()])
+    checks: Any = {"least_rows": found.least_rows, "preprocess": preprocess}
+    states = [
+        [found.prepare(as_representation(f"layer {name}", x, **checks), **filled) for name, x in features.items()]
+        for features in (first, second)
+    ]
     values = np.array([[found.score(a, b) for b in states[1]] for a in states[0]])
     return LayerTable(tuple(first), tuple(second), values, metric)
-
-
-def _prepared(name: str, x: Tensor, other: Tensor, metric: Metric, preprocess: str | None, options: Any) -> Any:
-    try:
-        return metric.prepare(as_pair(x, other, least_rows=metric.least_rows, preprocess=preprocess)[0], **options)
-    except ValueError as error:
-        raise ValueError(f"layer {name}: {error}") from None
 
 
 def layer_features(

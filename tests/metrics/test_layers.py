@@ -125,7 +125,7 @@ def test_no_batches_and_unused_layers():
 def test_a_layer_that_says_nothing_is_named():
     model = Net(0)
     nn.init.zeros_(model.conv.weight)
-    with pytest.raises(ValueError, match="layer conv: x has no variance"):
+    with pytest.raises(ValueError, match="layer conv has no variance"):
         layerwise(model, Net(1), BATCHES)
-    with pytest.raises(ValueError, match="layer conv: x needs at least 4 rows"):
+    with pytest.raises(ValueError, match="layer conv needs at least 4 rows"):
         layerwise(Net(0), Net(1), [IMAGES[:3]], metric="unbiased_cka")
