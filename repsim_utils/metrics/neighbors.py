@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,7 +52,14 @@ class Neighbors:
     def permuted(self, order: Tensor) -> Neighbors:
         """The lists after the rows came into another order: only the names of the rows change."""
         order = order.to(self.index.device)
-        return Neighbors(order.argsort()[self.index[order]], self.value[order], self.mean[order])
+        moved = Neighbors(order.argsort()[self.index[order]], self.value[order], self.mean[order])
+        vars(moved).update({name: known for name, known in vars(self).items() if name == "masked_own"})
+        return moved
+
+    @cached_property
+    def masked_own(self) -> float:
+        """HSIC with itself of the kernel that is zero but for these neighbours; the same in any order of the rows."""
+        return _masked_hsic(self, self)
 
     def without(self, gone: Tensor, k: int) -> Neighbors:
         """Lists of k after some rows were taken out (bool (n,)); `mean` stays that of all rows.
@@ -255,7 +263,7 @@ def centred_kernel_alignment(a: Neighbors, b: Neighbors) -> float:
 
 def masked_hsic_alignment(a: Neighbors, b: Neighbors) -> float:
     """CKNNA of two sets of lists, as in the code that Huh et al. (2024) published."""
-    own = [_masked_hsic(lists, lists) for lists in (a, b)]
+    own = [lists.masked_own for lists in (a, b)]
     if min(own) <= 0:
         raise ValueError(f"CKNNA as published is undefined here: {'xy'[own[0] > 0]} has no positive HSIC with itself")
     return _masked_hsic(a, b) / (own[0] * own[1]) ** 0.5
