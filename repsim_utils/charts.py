@@ -295,7 +295,7 @@ def lines(
         x=alt.X(
             f"{x}:Q",
             title=x_title,
-            scale=alt.Scale(type="log" if log_x else "linear", zero=False, nice=False, padding=12),
+            scale=alt.Scale(nice=False, padding=12, **({"type": "log"} if log_x else {"zero": False})),
             axis=alt.Axis(values=ticks, format="d") if ticks else alt.Axis(),
         ),
         color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
@@ -341,22 +341,22 @@ def plane(
     """
     names = list(dict.fromkeys(table[by]))
     panels = list(dict.fromkeys(table[panel]))
-    drawn = table.assign(x2=np.nan, y2=np.nan, part="point")
-    if links is not None:
-        drawn = pd.concat([drawn, links.assign(part="link")])
     axis = alt.Axis(title=None, labels=False, ticks=False, grid=False, domain=False)
-    base = alt.Chart().encode(x=alt.X("x:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)))
-    base = base.encode(y=alt.Y("y:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)))
-    lines = (
-        base.mark_rule(color=GRAY, opacity=0.6).encode(x2="x2:Q", y2="y2:Q").transform_filter("datum.part == 'link'")
+    base = alt.Chart().encode(
+        x=alt.X("x:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)),
+        y=alt.Y("y:Q", axis=axis, scale=alt.Scale(zero=False, padding=8)),
     )
-    points = base.mark_point(size=55, filled=True, opacity=0.9).transform_filter("datum.part == 'point'")
-    points = points.encode(
+    points = base.mark_point(size=55, filled=True, opacity=0.9).encode(
         color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
         shape=alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), title=None, sort=names),
         tooltip=[f"{by}:N"],
     )
-    chart = alt.layer(lines, points, data=drawn).properties(width=size, height=size)
+    layers, drawn = [points], table
+    if links is not None:
+        drawn = pd.concat([table.assign(part="point"), links.assign(part="link")])
+        lines = base.mark_rule(color=GRAY, opacity=0.6).encode(x2="x2:Q", y2="y2:Q")
+        layers = [lines.transform_filter("datum.part == 'link'"), points.transform_filter("datum.part == 'point'")]
+    chart = alt.layer(*layers, data=drawn).properties(width=size, height=size)
     chart = chart.facet(column=alt.Column(f"{panel}:N", sort=panels, title=None, header=alt.Header(labelFontSize=12)))
     chart = chart.resolve_scale(x="independent", y="independent")
     return _finished(chart, title, subtitle, description)
