@@ -314,6 +314,44 @@ def lines(
     return _finished(alt.layer(*layers), title, subtitle, description, width=460, height=height)
 
 
+def against_chance(
+    null: NDArray[np.float64], marks: dict[str, float], *, title: str, x_title: str, description: str
+) -> alt.LayerChart:
+    """Histogram of scores by chance, and lines at the scores that are held against them.
+
+    Parameters
+    ----------
+    null : ndarray
+        Scores after shuffling.
+    marks : dict
+        Name and place of each line.
+    title, x_title, description : str
+    """
+    counts, edges = np.histogram(null, bins=24)
+    bars = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts})
+    names = list(marks)
+    scales = [alt.Scale(domain=names, range=values[: len(names)]) for values in ([ORANGE, BLACK], [[1, 0], [5, 3]])]
+    histogram = (
+        alt.Chart(bars)
+        .mark_bar(color=GRAY)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title=x_title, scale=alt.Scale(zero=False)),
+            x2="high:Q",
+            y=alt.Y("count:Q", title="shuffles"),
+        )
+    )
+    lines = (
+        alt.Chart(pd.DataFrame({"at": list(marks.values()), "what": names}))
+        .mark_rule(strokeWidth=3)
+        .encode(
+            x="at:Q",
+            color=alt.Color("what:N", scale=scales[0], title=None),
+            strokeDash=alt.StrokeDash("what:N", scale=scales[1], title=None),
+        )
+    )
+    return _finished(alt.layer(histogram, lines), title, "", description, width=460, height=200)
+
+
 def plane(
     table: pd.DataFrame,
     *,
