@@ -335,7 +335,13 @@ def against_chance(
         alt.Chart(bars)
         .mark_bar(color=GRAY)
         .encode(
-            x=alt.X("low:Q", bin="binned", title=x_title, scale=alt.Scale(zero=False)),
+            x=alt.X(
+                "low:Q",
+                bin="binned",
+                title=x_title,
+                scale=alt.Scale(zero=False),
+                axis=alt.Axis(tickCount=8, labelOverlap=True),
+            ),
             x2="high:Q",
             y=alt.Y("count:Q", title="shuffles"),
         )

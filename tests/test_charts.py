@@ -162,7 +162,7 @@ def test_layer_heatmap_has_a_cell_for_each_pair_of_layers_first_layer_at_the_bot
 
 def test_against_chance_counts_every_shuffle_and_draws_every_line():
     null = np.random.default_rng(0).normal(size=200)
-    words = {"title": "A title of some length", "x_title": "X", "description": "What there is to see"}
+    words = {"title": "A title of some length", "x_title": "X", "description": "What there is to be seen"}
     rows = rows_of(valid(charts.against_chance(null, {"observed": 3.0, "threshold": 2.0}, **words)))
     assert sum(row.get("count", 0) for row in rows) == 200
     assert [(row["what"], row["at"]) for row in rows if "what" in row] == [("observed", 3), ("threshold", 2)]
