@@ -77,7 +77,7 @@ def test_unknown_names_say_what_there_is():
         profiles.load("tiny", "task_only")
     for section in ("task_onli", "model_dump"):
         with pytest.raises(
-            ValueError, match=f"unknown experiment '{section}'; choose from kernels, neighbourhoods, subspaces_and_shapes, significance, color_shape_digit, task_only"
+            ValueError, match=f"unknown experiment '{section}'; choose from kernels, .*, color_shape_digit, task_only"
         ):
             profiles.load("smoke", section)
 

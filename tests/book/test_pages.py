@@ -12,7 +12,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 CHARTS = {
     "index.html": 0,
     "measuring/kernels.html": 5,
-    "measuring/neighbourhoods.html": 3,
+    "measuring/neighbourhoods.html": 5,
     "measuring/subspaces_and_shapes.html": 4,
     "measuring/significance.html": 3,
     "datasets/color_shape_digit.html": 6,
