@@ -19,7 +19,7 @@ from repsim_utils.training import vision as training
 from repsim_utils.training.vision import Recipe, accuracy, train
 
 EXPERIMENT = "task_only"
-VERSION = 2  # raised when the same configuration gives other measurements
+VERSION = 3  # raised when the same configuration gives other measurements
 
 Task = tuple[str, ...]
 ALL: Task = ("shape", "digit", "color")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,8 +43,12 @@ class Subspace:
         return cls(basis, basis.T @ x)
 
     @classmethod
-    def randomized(cls, x: Tensor, *, n_components: int = 10, seed: int = 0) -> Subspace:
-        """As `svcca` with ``published=True`` says."""
+    def randomized(cls, x: Tensor, *, n_components: int = 10, seed: int | None = None) -> Subspace:
+        """As `svcca` with ``published=True`` says; the seed is made of the first row if not given."""
+        if n_components < 1:
+            raise ValueError(f"n_components must be at least 1, got {n_components}")
+        if seed is None:
+            seed = zlib.crc32(x[0].cpu().numpy().tobytes())
         spread = x.std(0)
         x = (x - x.mean(0)) / torch.where(spread > 0, spread, 1)
         with torch.random.fork_rng():
@@ -130,8 +135,9 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
         Principal components of each.
     published : bool
         What the code of Huh et al. (2024) and published tables do: features are divided by their standard deviations,
-        and the decomposition is randomised (`torch.svd_lowrank`, here with a fixed seed). Its components are not the
-        leading ones exactly, and another seed gives another value, hence it is not the default.
+        and the decomposition is randomised (`torch.svd_lowrank`), anew for each representation; here its seed is made
+        of the first row. Its components are not the leading ones exactly, and another seed gives another value, hence
+        it is not the default.
 
     Returns
     -------

@@ -13,7 +13,7 @@ CHARTS = {
     "index.html": 0,
     "measuring/kernels.html": 5,
     "measuring/neighbourhoods.html": 5,
-    "measuring/subspaces_and_shapes.html": 4,
+    "measuring/subspaces_and_shapes.html": 10,
     "measuring/significance.html": 3,
     "datasets/color_shape_digit.html": 6,
     "causes/task_only.html": 4,
