@@ -308,9 +308,8 @@ def lines(
         base.mark_point(size=55, filled=True, opacity=1, clip=True).encode(y=vertical, shape=shape, tooltip=tooltip),
     ]
     if "low" in table:
-        layers.insert(
-            0, base.mark_rule(strokeWidth=1.5, clip=True).encode(y=alt.Y("low:Q", title=y_title), y2="high:Q")
-        )
+        low = alt.Y("low:Q", title=y_title, scale=scale)
+        layers.insert(0, base.mark_rule(strokeWidth=1.5, clip=True).encode(y=low, y2="high:Q"))
     return _finished(alt.layer(*layers), title, subtitle, description, width=460, height=height)
 
 
