@@ -365,6 +365,8 @@ def _left_out(
     n, folds = len(x), min(len(x), FOLDS)
     if isinstance(first, Neighbors):  # lists that still have k entries when some are gone
         k = options["k"]
+        if n - math.ceil(n / folds) <= k:
+            raise ValueError(f"with k={k}, {n} rows are too few to leave any out: take a smaller k, or no interval")
         longer = min(n - 1, k + min(math.ceil(n / folds), k + 10))
         lists = [Neighbors.of(values, k=longer) for values in (x, y)]
     scores = []

@@ -102,7 +102,7 @@ def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     limit = float(absolute[rank])
     if limit == 0:
         raise ValueError(
-            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None"
+            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None (--raw)"
         )
     x = x.clamp(-limit, limit)
     norms = x.norm(dim=1, keepdim=True)

@@ -200,6 +200,8 @@ class TestErrors:
                 function(x, y, "cka", k=3)
             with pytest.raises(ValueError, match="y must be finite"):
                 function(x, y * np.nan, "cka")
+        with pytest.raises(ValueError, match="with k=10, 11 rows are too few to leave any out"):
+            interval(x[:11], y[:11], "mutual_knn")
         with pytest.raises(ValueError, match="method must be 'jackknife' or 'subsample', got 'bootstrap'"):
             interval(x, y, "cka", method="bootstrap")
         with pytest.raises(ValueError, match="level must be between 0 and 1"):
