@@ -102,7 +102,8 @@ def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     limit = float(absolute[rank])
     if limit == 0:
         raise ValueError(
-            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None (--raw)"
+            f"at least {quantile:.0%} of the features are zero, and clamping there leaves nothing: use preprocess=None "
+            "(repsim compare: --raw)"
         )
     x = x.clamp(-limit, limit)
     norms = x.norm(dim=1, keepdim=True)
