@@ -59,7 +59,7 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
     try:
         arrays = _READERS[path.suffix](path)
     except Exception as error:

@@ -204,7 +204,7 @@ def _orders(
 ) -> Iterator[Tensor | None]:
     """The rows as they are (None), then shuffled orders of them."""
     rng = np.random.default_rng(seed)
-    blocks = [np.arange(n)[:, None]] if groups is None else _blocks(np.asarray(groups), n, alpha)
+    blocks = [np.arange(n)[:, None]] if groups is None else _blocks(groups, n, alpha)
     yield None
     for _ in range(n_permutations):
         order = np.arange(n)
@@ -213,11 +213,18 @@ def _orders(
         yield torch.from_numpy(order)
 
 
-def _blocks(groups: NDArray[Any], n: int, alpha: float) -> list[NDArray[np.int64]]:
+def _labels(groups: Sequence[Any], n: int) -> NDArray[np.int64]:
+    """Number of each row's cluster, from 0."""
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups must have one label for each of the {n} rows, got shape {labels.shape}")
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _blocks(groups: Sequence[Any], n: int, alpha: float) -> list[NDArray[np.int64]]:
     """Rows of the clusters, those of equal size as the rows of one matrix."""
-    if groups.shape != (n,):
-        raise ValueError(f"groups must have one label for each of the {n} rows, got shape {groups.shape}")
-    _, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    which = _labels(groups, n)
+    sizes = np.bincount(which)
     rows = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
     ways = sum(math.lgamma(count + 1) for count in np.unique(sizes, return_counts=True)[1])
     if ways < math.log(1 / alpha):
@@ -252,6 +259,7 @@ def interval(
     method: str = "jackknife",
     level: float = 0.95,
     seed: int = 0,
+    groups: Sequence[Any] | None = None,
     preprocess: str | None = None,
     **options: Any,
 ) -> Interval:
@@ -273,6 +281,8 @@ def interval(
         Coverage wanted.
     seed : int
         Of the groups or halves.
+    groups : (n,) sequence, optional
+        Label of each row's cluster, where rows are not independent. Clusters are then left out whole.
     preprocess : {"platonic", None}
         As in `calibrate`. Features are prepared once, from all rows.
     **options
@@ -300,11 +310,11 @@ def interval(
     metric = find(name)
     x, y = as_pair(x, y, least_rows=_rows_needed(metric, method), preprocess=preprocess)
     first, second = prepared(name, x, y, options)
-    return _intervals(x, y, first, second, [metric], metric.filled(options), method, level, seed)[0]
+    return _intervals(x, y, first, second, [metric], metric.filled(options), method, level, seed, groups)[0]
 
 
 def _rows_needed(metric: Metric, method: str) -> int:
-    return 2 * metric.least_rows if method == "subsample" else metric.least_rows + 1
+    return 2 * metric.least_rows if method == "subsample" else max(metric.least_rows + 1, 5)
 
 
 def _intervals(
@@ -317,14 +327,16 @@ def _intervals(
     method: str,
     level: float,
     seed: int,
+    groups: Sequence[Any] | None,
 ) -> list[Interval]:
     """Intervals of metrics that are prepared alike."""
     rng = np.random.default_rng(seed)
+    which = np.arange(len(x)) if groups is None else _labels(groups, len(x))
     if method == "subsample":
-        scores = _of_halves(x, y, metrics, options, rng)
+        scores = _of_halves(x, y, metrics, options, which, rng)
         errors, quantile = scores.std(axis=1, ddof=1), stats.norm.ppf((1 + level) / 2)
     else:
-        scores = _left_out(x, y, first, second, metrics, options, rng)
+        scores = _left_out(x, y, first, second, metrics, options, which, rng)
         m = scores.shape[1]
         errors, quantile = scores.std(axis=1) * (m - 1) ** 0.5, stats.t.ppf((1 + level) / 2, m - 1)
     if not np.isfinite(errors).all():
@@ -338,12 +350,17 @@ def _intervals(
 
 
 def _of_halves(
-    x: Tensor, y: Tensor, metrics: Sequence[Metric], options: Mapping[str, Any], rng: np.random.Generator
+    x: Tensor,
+    y: Tensor,
+    metrics: Sequence[Metric],
+    options: Mapping[str, Any],
+    which: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Scores of random halves of the rows, by metric."""
-    scores = []
+    """Scores of random halves of the rows (or clusters), by metric."""
+    scores, n = [], int(which.max()) + 1
     for _ in range(HALVES):
-        rows = torch.from_numpy(np.sort(rng.permutation(len(x))[: len(x) // 2])).to(x.device)
+        rows = torch.from_numpy(np.flatnonzero(rng.permutation(n)[which] < n // 2)).to(x.device)
         states = [metrics[0].prepare(values[rows], **options) for values in (x, y)]
         scores.append([metric.score(*states) for metric in metrics])
     return np.array(scores).T
@@ -356,21 +373,23 @@ def _left_out(
     second: Any,
     metrics: Sequence[Metric],
     options: Mapping[str, Any],
+    which: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Scores without each row, or without each group of rows, by metric."""
-    if isinstance(first, Linear):
+    """Scores without each row, or without each group of rows (or clusters), by metric."""
+    n, n_clusters = len(x), int(which.max()) + 1
+    if isinstance(first, Linear) and n_clusters == n:
         unbiased = [metric.score is kernel.unbiased_linear_cka for metric in metrics]
         return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])
-    n, folds = len(x), min(len(x), FOLDS)
+    folds = min(n_clusters, FOLDS)
+    fold = torch.from_numpy((rng.permutation(n_clusters) % folds)[which]).to(x.device)
     if isinstance(first, Neighbors):  # lists that still have k entries when some are gone
-        k = options["k"]
-        if n - math.ceil(n / folds) <= k:
+        k, largest = options["k"], int(fold.bincount().max())
+        if n - largest <= k:
             raise ValueError(f"with k={k}, {n} rows are too few to leave any out: take a smaller k, or no interval")
-        longer = min(n - 1, k + min(math.ceil(n / folds), k + 10))
+        longer = min(n - 1, k + (largest if n_clusters < n else min(largest, k + 10)))
         lists = [Neighbors.of(values, k=longer) for values in (x, y)]
     scores = []
-    fold = torch.from_numpy(rng.permutation(n) % folds).to(x.device)
     for gone in (fold == f for f in range(folds)):
         rests = [values[~gone] for values in (x, y)]
         if isinstance(first, Neighbors):
@@ -407,7 +426,7 @@ def report(
     intervals, calibrated : bool
         Whether to find intervals (jackknife, see `interval`) and chance levels (see `calibrate`).
     n_permutations, seed, groups
-        As in `calibrate`, whose alpha is one minus `level`.
+        As in `calibrate`, whose alpha is one minus `level`; intervals leave out whole groups, too.
     level : float
         Coverage of the intervals.
 
@@ -426,6 +445,7 @@ def report(
     needed = [_rows_needed(metric, "jackknife" if intervals else "") for metric in wanted.values()]
     x, y = as_pair(x, y, least_rows=max(needed, default=2), preprocess=preprocess)
     rows: dict[str, dict[str, Any]] = {}
+    alpha = round(1 - level, 12)
     for shared in sharing(wanted):
         metrics = [wanted[name] for name in shared]
         options = metrics[0].filled({"k": k} if "k" in metrics[0].options else {})
@@ -433,11 +453,11 @@ def report(
         for name, metric in zip(shared, metrics, strict=True):
             rows[name] = {"metric": name, "value": metric.score(first, second)}
         if intervals:
-            found = _intervals(x, y, first, second, metrics, options, "jackknife", level, seed)
+            found = _intervals(x, y, first, second, metrics, options, "jackknife", level, seed, groups)
             for name, one in zip(shared, found, strict=True):
                 rows[name] |= {"low": one.low, "high": one.high}
         if calibrated:
-            scores = _scores([first], [second], metrics, len(x), n_permutations, seed, 1 - level, groups)[:, 0, 0]
+            scores = _scores([first], [second], metrics, len(x), n_permutations, seed, alpha, groups)[:, 0, 0]
             for name, metric, null in zip(shared, metrics, scores, strict=True):
-                rows[name] |= asdict(_against(null, metric, options, 1 - level))
+                rows[name] |= asdict(_against(null, metric, options, alpha))
     return [rows[name] for name in wanted]

@@ -29,11 +29,14 @@ class Neighbors:
         float64 (n, k), the inner products.
     mean : Tensor
         float64 (n,), mean inner product of each row with all rows.
+    tied : Tensor or None
+        The features, where neighbours are tied: their order then depends on that of the rows.
     """
 
     index: Tensor
     value: Tensor
     mean: Tensor
+    tied: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, *, k: int = 10) -> Neighbors:
@@ -45,12 +48,19 @@ class Neighbors:
         x = x if 1e-100 < largest < 1e100 else x / largest  # products neither overflow nor vanish
         first, which = _distinct_rows(x)
         keys = x if len(first) == n else x[first]
-        value, index = _largest_products(keys, min(k + 1, len(keys)))
-        value, index = _with_equal_rows(value, index, which, k)
-        return cls(index, value, x @ x.mean(0))
+        value, index = _largest_products(keys, min(k + 2, len(keys)))  # oneself, and one to see ties
+        value, index = _with_equal_rows(value, index, which, min(k + 1, n - 1))
+        tied = bool((value[:, 1:] == value[:, :-1]).any())
+        return cls(index[:, :k], value[:, :k], x @ x.mean(0), x if tied else None)
 
     def permuted(self, order: Tensor) -> Neighbors:
-        """The lists after the rows came into another order: only the names of the rows change."""
+        """The lists after the rows came into another order: only the names of the rows change.
+
+        Where there are ties, the lists are made anew: ties go to the row that comes first, in x as in y, and that is
+        something that unrelated representations have in common.
+        """
+        if self.tied is not None:
+            return Neighbors.of(self.tied[order.to(self.tied.device)], k=self.index.shape[1])
         order = order.to(self.index.device)
         moved = Neighbors(order.argsort()[self.index[order]], self.value[order], self.mean[order])
         vars(moved).update({name: known for name, known in vars(self).items() if name == "masked_own"})
@@ -195,7 +205,7 @@ def _with_equal_rows(value: Tensor, index: Tensor, which: Tensor, k: int) -> tup
     copies = torch.bincount(which, minlength=m)
     order = which.argsort(stable=True)
     within = torch.arange(n, device=which.device) - (copies.cumsum(0) - copies)[which[order]]
-    width = min(int(copies.max()), k + 1)
+    width = min(int(copies.max()), k + 2)
     members = torch.full((m, width), -1, dtype=torch.int64, device=which.device)
     members[which[order][within < width], within[within < width]] = order[within < width]
     lists, products = [], []

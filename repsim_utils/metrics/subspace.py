@@ -142,9 +142,10 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
     Returns
     -------
     float
-        In [0, 1]. Symmetric; invariant to rotation, scaling and shifts (as published: to scaling of each feature, not
-        to rotation). Blind to all but the leading components, and within them to their size. Ill-defined where the
-        last component kept has nearly the variance of the first one left out.
+        In [0, 1]. Symmetric; invariant to rotation, scaling and shifts (as published, to none of these exactly, since
+        any change of the first row brings another random draw). Blind to all but the leading components, and within
+        them to their size. Ill-defined where the last component kept has nearly the variance of the first one left
+        out.
 
     Raises
     ------

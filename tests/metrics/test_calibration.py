@@ -251,3 +251,29 @@ class TestCoverage:
         ):
             again = [similarity(x[rows], y[rows], [name], preprocess=None)[name] for rows in drawn]
             assert np.min(again) > once
+
+
+@pytest.mark.parametrize("name", ["mutual_knn", "lcs_knn", "edit_distance_knn", "cycle_knn", "cknna"])
+def test_ties_that_go_to_the_first_row_in_both_are_not_taken_for_a_relation(name):
+    """One-hot rows: every list is full of ties, and unrelated representations break them alike."""
+    alarms = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        x, y = (np.eye(6)[rng.integers(0, 6, 60)] for _ in range(2))
+        alarms.append(calibrate(x, y, name, n_permutations=19, seed=seed, k=5).p_value <= 0.05)
+    assert np.mean(alarms) < 0.25
+
+
+@pytest.mark.parametrize("method", ["jackknife", "subsample"])
+def test_intervals_of_clustered_rows_leave_out_whole_clusters(method):
+    rng = np.random.default_rng(0)
+    which = np.repeat(np.arange(20), 6)
+    x = rng.normal(size=(20, 4))[which] + 0.1 * rng.normal(size=(120, 4))
+    y = x + rng.normal(size=(20, 4))[which]
+    for name in ("unbiased_cka", "mutual_knn", "procrustes"):
+        plain, grouped = (interval(x, y, name, method=method, groups=g) for g in (None, [f"o{i}" for i in which]))
+        assert grouped.value == plain.value
+        if name != "mutual_knn":
+            assert grouped.standard_error > 1.5 * plain.standard_error
+    with pytest.raises(ValueError, match="one label for each of the 120 rows"):
+        interval(x, y, "cka", method=method, groups=[1])
