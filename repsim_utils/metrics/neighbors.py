@@ -301,7 +301,8 @@ def mutual_knn(x: Any, y: Any, *, k: int = 10) -> float:
     """Mutual k-NN: which share of a row's k nearest neighbours is the same in both representations.
 
     The mean over rows of ``|A_i ∩ B_i| / k``, with the sets A_i, B_i of row i's nearest neighbours in x and in y (Huh
-    et al. 2024, Section 2). For unrelated representations its mean is exactly k / (n − 1).
+    et al. 2024, Section 2). For unrelated representations its mean is exactly k / (n − 1), unless neighbours
+    are tied (equal rows, features with few values): ties go to the row that comes first, in both alike.
 
     Parameters
     ----------
