@@ -1,10 +1,12 @@
 """Similarity of two representations of the same probe. Depends on nothing else of this package."""
 
-from repsim_utils.metrics.calibration import Calibrated, Interval, calibrate, calibrate_best, interval, report
+from repsim_utils.metrics.calibration import Calibrated, calibrate, calibrate_best
 from repsim_utils.metrics.inputs import platonic
+from repsim_utils.metrics.intervals import Interval, interval
 from repsim_utils.metrics.kernel import cka
 from repsim_utils.metrics.layers import LayerTable, layer_features, layerwise
 from repsim_utils.metrics.neighbors import cknna, cycle_knn, edit_distance_knn, lcs_knn, mutual_knn
+from repsim_utils.metrics.reporting import report
 from repsim_utils.metrics.shape import procrustes, rsa
 from repsim_utils.metrics.streaming import StreamingCKA
 from repsim_utils.metrics.subspace import cca, pwcca, svcca

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -109,3 +111,11 @@ def platonic(x: Tensor, quantile: float = 0.95) -> Tensor:
     norms = x.norm(dim=1, keepdim=True)
     x /= torch.where(norms > 0, norms, 1)
     return x
+
+
+def cluster_numbers(groups: Sequence[Any], n: int) -> NDArray[np.int64]:
+    """Number of each row's cluster, from 0."""
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups must have one label for each of the {n} rows, got shape {labels.shape}")
+    return np.unique(labels, return_inverse=True)[1]

@@ -174,7 +174,7 @@ def test_the_best_of_many_layers_is_held_against_the_best_of_many():
     i, j = np.unravel_index(np.argmax(scores), (6, 6))
     assert best.null_mean > calibrate(xs[i], ys[j], "cka").null_mean
     assert best.p_value > calibrate(xs[i], ys[j], "cka").p_value
-    with pytest.raises(ValueError, match="all layers must have matching rows, got 59, 60"):
+    with pytest.raises(ValueError, match="x and y must have matching rows, got 60 and 59"):
         calibrate_best(xs, [y[1:] for y in ys], "cka")
     with pytest.raises(ValueError, match="one representation or more"):
         calibrate_best([], ys, "cka")
