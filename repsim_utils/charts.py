@@ -270,7 +270,9 @@ def lines(
     domain: tuple[float, float] | None = None,
     ticks: list[int] | None = None,
     height: int = 240,
-) -> alt.LayerChart:
+    styles: dict[str, tuple[str, str]] | None = None,
+    panel: str | None = None,
+) -> alt.LayerChart | alt.FacetChart:
     """Curves with a mark at every point, and an interval where the table has one.
 
     Parameters
@@ -288,19 +290,26 @@ def lines(
         Values on the x axis that get a label.
     height : int
         In pixels.
+    styles : dict, optional
+        Color and shape of each curve, as `sources` makes them.
+    panel : str, optional
+        Column that tells panels side by side apart, two in a row.
     """
-    names = list(dict.fromkeys(table[by]))
+    names = list(dict.fromkeys(table[by])) if styles is None else list(styles)
+    colors = list(SERIES[: len(names)]) if styles is None else [color for color, _ in styles.values()]
+    shapes = list(SHAPES[: len(names)]) if styles is None else [shape for _, shape in styles.values()]
+    legend = alt.Legend() if styles is None else alt.Legend(orient="bottom", columns=2, labelLimit=320)
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
-    base = alt.Chart(table).encode(
+    base = alt.Chart(table if panel is None else alt.Undefined).encode(
         x=alt.X(
             f"{x}:Q",
             title=x_title,
             scale=alt.Scale(nice=False, padding=12, **({"type": "log"} if log_x else {"zero": False})),
             axis=alt.Axis(values=ticks, format="d") if ticks else alt.Axis(),
         ),
-        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=SERIES[: len(names)]), title=None, sort=names),
+        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=names, range=colors), title=None, sort=names, legend=legend),
     )
-    shape = alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), title=None, sort=names)
+    shape = alt.Shape(f"{by}:N", scale=alt.Scale(domain=names, range=shapes), title=None, sort=names, legend=legend)
     tooltip = [f"{by}:N", f"{x}:Q", alt.Tooltip(f"{y}:Q", format=".3f")]
     vertical = alt.Y(f"{y}:Q", title=y_title, scale=scale)
     layers = [
@@ -309,8 +318,44 @@ def lines(
     ]
     if "low" in table:
         low = alt.Y("low:Q", title=y_title, scale=scale)
-        layers.insert(0, base.mark_rule(strokeWidth=1.5, clip=True).encode(y=low, y2="high:Q"))
-    return _finished(alt.layer(*layers), title, subtitle, description, width=460, height=height)
+        bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True)
+        layers.insert(0, bars.encode(y=low, y2="high:Q"))
+    if panel is None:
+        return _finished(alt.layer(*layers), title, subtitle, description, width=460, height=height)
+    panels = list(dict.fromkeys(table[panel]))
+    chart = alt.layer(*layers, data=table).properties(width=270, height=height)
+    header = alt.Header(labelFontSize=12)
+    chart = chart.facet(alt.Facet(f"{panel}:N", sort=panels, title=None, header=header), columns=2)
+    return _finished(chart, title, subtitle, description)
+
+
+def sources(
+    recorded: pd.DataFrame | None, published: pd.DataFrame | None, measured: pd.DataFrame | None
+) -> tuple[pd.DataFrame, dict[str, tuple[str, str]]]:
+    """Recorded, published and just measured curves in one table for `lines`, and how each is drawn.
+
+    Parameters
+    ----------
+    recorded, published, measured : DataFrame or None
+        Each with a column series, that names its curves.
+
+    Returns
+    -------
+    table : DataFrame
+        All rows, with a column curve: source and series.
+    styles : dict
+        Color, of the source, and shape, which goes through the series of a source, of each curve.
+    """
+    parts: list[pd.DataFrame] = []
+    styles: dict[str, tuple[str, str]] = {}
+    for source, table in zip(_LAYERS, (recorded, published, measured), strict=True):
+        if table is None or not len(table):
+            continue
+        curves = (f"{source}: " + table["series"]).rename("curve")
+        parts.append(table.assign(curve=curves))
+        marks = SHAPES if source != MEASURED else ("triangle-right", "triangle-left", *SHAPES)
+        styles |= {curve: (_LAYERS[source][0], marks[i]) for i, curve in enumerate(dict.fromkeys(curves))}
+    return pd.concat(parts, ignore_index=True), styles
 
 
 def against_chance(

@@ -16,7 +16,9 @@ from repsim_utils import RepsimError, __version__
 HELP = "Train pairs of models, measure how alike they become, and build the book."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Start workers on a cluster.")
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, laptop or paper.")]
 ParameterOption = Annotated[
@@ -25,7 +27,7 @@ ParameterOption = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
-EXPERIMENTS = ("task_only",)
+ExperimentArgument = Annotated[str, typer.Argument(help="task_only, dataset_overlap_vision or task_overlap_vision.")]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
 
@@ -68,29 +70,161 @@ def color_shape_digit(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help=f"One of: {', '.join(EXPERIMENTS)}.")],
+    experiment: ExperimentArgument,
     profile: ProfileOption = "smoke",
     parameters: ParameterOption = None,
     store: StoreOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Single-threaded processes; 0 for none. Else one a core.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="A Dask scheduler that is running: tcp://HOST:PORT.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write data/results/EXPERIMENT.csv (laptop only).")] = False,
 ) -> None:
-    """Run an experiment; finished cells are taken from the store."""
-    from repsim_utils import analysis, profiles, published
-    from repsim_utils.experiments import task_only
-    from repsim_utils.store import Store
-    from repsim_utils.sweep import sweep
+    """Run an experiment; finished cells are taken from the store, and the same command goes on after a stop."""
+    from repsim_utils import cluster, published
+    from repsim_utils.sweep import collect, sweep
 
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {experiment!r}; choose from {', '.join(EXPERIMENTS)}")
     if record and (profile != "laptop" or parameters):
         raise ValueError("only the whole laptop profile is recorded: use --profile laptop, and no -p")
-    settings = profiles.load(profile, experiment, **dict(_split(parameters)))
-    table = sweep(task_only.measure_pair, task_only.pairs(settings), store=Store(store))
+    if record:
+        published.check_recordable(experiment)
+    definition, cells, where = _cells(experiment, profile, parameters, store)
+    table = collect(cells, where)
+    if table.empty or table["key"].nunique() < len(cells):
+        where.check()
+        with cluster.workers(workers, scheduler) as client:
+            table = sweep(definition.measure, cells, train=definition.train, store=where, client=client)
     table.insert(2, "profile", profile)
     if record:
         typer.echo(f"recorded in {published.record(table, experiment)}")
-    summary = analysis.mean_interval(table, by=["metric", "overlap", "pair"])
+    _summarise(table, definition)
+
+
+@app.command()
+def status(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = "smoke",
+    parameters: ParameterOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Say how much of an experiment is in the store."""
+    from repsim_utils.store import key
+
+    _, cells, where = _cells(experiment, profile, parameters, store)
+    members = {key(config := member.model_dump(mode="json")): config for cell in cells for member in cell.members}
+    kinds = {member.kind for cell in cells for member in cell.members}
+    finished = sum(where.has(cell.kind, cell.model_dump(mode="json")) for cell in cells)
+    trained = sum(any(where.has(kind, config) for kind in kinds) for config in members.values())
+    typer.echo(f"{experiment} ({profile}) in {where.root}")
+    typer.echo(f"cells   {finished} of {len(cells)} measured\nmodels  {trained} of {len(members)} trained")
+
+
+@app.command()
+def plan(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = "paper",
+    parameters: ParameterOption = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="v100, t4, a100, h100, rtx4090 or l40s.")] = "a100",
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", help="Share of its peak that training reaches.")
+    ] = 0.25,
+) -> None:
+    """Say what an experiment would take, without running it: models, operations, disk, hours."""
+    from repsim_utils.plan import GPUS, plan
+
+    definition, cells, _ = _cells(experiment, profile, parameters, None)
+    table = plan(cells, definition.size, gpu=gpu, utilisation=utilisation)
+    total = table[["cells", "models", "pflops", "disk_gb", "hours"]].sum()
+    table["parameters"] = (table["parameters"] / 1e6).map("{:.2f} M".format)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+    typer.echo(
+        f"\ntogether {total.cells:,.0f} cells and {total.models:,.0f} models: {total.pflops:,.1f} PFLOP of training, "
+        f"{total.disk_gb:,.1f} GB of weights, {total.hours:,.1f} hours on one {gpu} that reaches {utilisation:.0%} of "
+        f"{GPUS[gpu]:g} TFLOP/s.\nAn operation is a multiplication or an addition. The share of the peak is an "
+        "assumption; loading data and measuring pairs are not counted."
+    )
+
+
+@app.command()
+def results(
+    experiment: ExperimentArgument,
+    profile: ProfileOption = "smoke",
+    parameters: ParameterOption = None,
+    store: StoreOption = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV, not the summary.")] = False,
+) -> None:
+    """Print what is in the store of an experiment; nothing is computed."""
+    from repsim_utils.sweep import collect
+
+    definition, cells, where = _cells(experiment, profile, parameters, store)
+    table = collect(cells, where)
+    if table.empty:
+        raise RepsimError(
+            f"no cell of {experiment} ({profile}) is in {where.root}; run: repsim run {experiment} --profile {profile}"
+        )
+    table.insert(2, "profile", profile)
+    if csv:
+        typer.echo(table.to_csv(index=False, lineterminator="\n"), nl=False)
+    else:
+        _summarise(table, definition)
+
+
+def _cells(
+    experiment: str, profile: str, parameters: list[str] | None, store: Path | None
+) -> tuple[Any, list[Any], Any]:
+    """An experiment, its cells, and the store."""
+    from repsim_utils import profiles
+    from repsim_utils.experiments import EXPERIMENTS
+    from repsim_utils.store import Store
+
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {experiment!r}; choose from {', '.join(EXPERIMENTS)}")
+    settings = profiles.load(profile, experiment, **dict(_split(parameters)))
+    return EXPERIMENTS[experiment], EXPERIMENTS[experiment].pairs(settings), Store(store)
+
+
+def _summarise(table: Any, definition: Any) -> None:
+    from repsim_utils import analysis
+
+    summary = analysis.mean_interval(table, by=definition.by)
     typer.echo(summary.to_string(index=False, float_format="%.3f", na_rep="-"))
+
+
+@cluster_app.command("slurm")
+def slurm(
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs, each one worker.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="Graphics cards of a job.")] = 1,
+    cores: Annotated[int, typer.Option("--cores", min=1, help="Cores of a job.")] = 4,
+    memory: Annotated[str, typer.Option("--memory", help="Memory of a job.")] = "32GB",
+    walltime: Annotated[str, typer.Option("--walltime", help="Time limit of a job.")] = "08:00:00",
+    partition: Annotated[str | None, typer.Option("--partition")] = None,
+    account: Annotated[str | None, typer.Option("--account")] = None,
+    port: Annotated[int, typer.Option("--port", min=0, help="Of the scheduler; 0: a free one.")] = 0,
+    directives: Annotated[
+        list[str] | None, typer.Option("--sbatch", help="A further #SBATCH line; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script and submit nothing.")] = False,
+) -> None:
+    """Start a scheduler here whose workers are SLURM jobs; it runs until Ctrl-C."""
+    import time
+
+    from repsim_utils import cluster
+
+    options: Any = {"gpus": gpus, "cores": cores, "memory": memory, "walltime": walltime, "port": port}
+    options |= {"partition": partition, "account": account, "directives": directives}
+    scheduler = cluster.slurm(jobs=0 if dry_run else jobs, **options)
+    try:
+        if dry_run:
+            typer.echo(scheduler.job_script())
+            return
+        typer.echo(f"{jobs} job(s) asked for. In another terminal, with a store that all machines see:")
+        typer.echo(f"  repsim run EXPERIMENT --scheduler {scheduler.scheduler_address} --store FOLDER")
+        while True:
+            time.sleep(1)
+    finally:
+        scheduler.close()  # its `with` would swallow Ctrl-C
 
 
 @app.command()

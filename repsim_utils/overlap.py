@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+VERSION = 1  # raised when the same arguments give another split
 MODES = ("constrained", "unconstrained")
 
 

@@ -8,7 +8,11 @@ import pandas as pd
 
 from repsim_utils import files
 
-_NAMES = {"task_only": "csd_task_only"}  # experiments that the published table calls otherwise
+_NAMES = {  # experiments that the published table calls otherwise
+    "task_only": "csd_task_only",
+    "dataset_overlap_vision": "vision_dataset_overlap",
+    "task_overlap_vision": "vision_task_overlap",
+}
 
 
 def published(experiment: str) -> pd.DataFrame:
@@ -55,8 +59,8 @@ def recorded_path(experiment: str) -> Path:
     return files.data_folder() / "results" / f"{experiment}.csv"
 
 
-def record(table: pd.DataFrame, experiment: str) -> Path:
-    """Write an experiment's recorded results; only ``repsim run … --record`` calls this.
+def check_recordable(experiment: str) -> Path:
+    """Where `record` would write.
 
     Raises
     ------
@@ -66,6 +70,12 @@ def record(table: pd.DataFrame, experiment: str) -> Path:
     path = recorded_path(experiment)
     if not path.parents[2].joinpath("pyproject.toml").is_file():
         raise FileNotFoundError(f"results are recorded in a checkout of the book, and {path.parents[2]} is none")
+    return path
+
+
+def record(table: pd.DataFrame, experiment: str) -> Path:
+    """Write an experiment's recorded results; only ``repsim run … --record`` calls this. See `check_recordable`."""
+    path = check_recordable(experiment)
     first = ["experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "probe", "metric"]
     last = ["value", "version", "date", "wall_seconds"]
     columns = [c for c in first if c in table] + [c for c in table if c not in first + last] + last

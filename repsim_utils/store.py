@@ -92,6 +92,10 @@ class Store:
                 "name a folder that can, with --store or $REPSIM_STORE"
             ) from None
 
+    def has(self, kind: str, config: Mapping[str, Any]) -> bool:
+        """Whether a run of this configuration is there, whole or damaged."""
+        return (self.root / kind / key(config) / "record.json").is_file()
+
     def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
         """The run of this configuration, or None if there is none.
 

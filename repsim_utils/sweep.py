@@ -1,29 +1,43 @@
-"""From a grid of configurations to one tidy table; what is finished stays on disk and is not computed again."""
+"""From a grid of configurations to one tidy table; what is finished stays on disk and is not computed again.
+
+Cells run one after another in this process, or on the workers of a Dask client. Every worker reads and writes the one
+store, which must lie where all of them see it.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import logging
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from repsim_utils import RepsimError, __version__
-from repsim_utils.store import Store, StoreError, key
+from repsim_utils.store import Run, Store, StoreError, key
 
 log = logging.getLogger(__name__)
+Rows = list[dict[str, Any]]
+_one_at_a_time = threading.Lock()  # a worker with several threads gives them all to one cell
 
 
 class Config(Protocol):
-    """A frozen pydantic model that names the kind of its runs."""
+    """A frozen pydantic model that names the kind of its runs, and the models that it needs."""
 
     kind: Any
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """Configurations of models that must be trained first."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The configuration as plain data."""
@@ -42,7 +56,10 @@ class SweepError(RepsimError):
 
     def __init__(self, failures: list[tuple[Any, str]], table: pd.DataFrame) -> None:
         self.failures, self.table = failures, table
-        report = "\n\n".join(f"{config!r}\n{trace}" for config, trace in failures)
+        alike: dict[str, list[str]] = {}
+        for config, trace in failures:
+            alike.setdefault(trace, []).append(repr(config))
+        report = "\n\n".join("\n".join([*configs, trace]) for trace, configs in alike.items())
         super().__init__(
             f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again\n{report}"
         )
@@ -54,10 +71,12 @@ def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def sweep(
-    function: Callable[..., list[dict[str, Any]]],
+    function: Callable[..., Rows],
     configs: Iterable[Any],
     *,
+    train: Callable[..., Any] | None = None,
     store: Store | None = None,
+    client: Any = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run a function on every configuration, or take its rows from the store.
@@ -67,16 +86,21 @@ def sweep(
     function : callable
         ``function(config, store, progress=…)`` returns a list of rows.
     configs : iterable of `Config`
+    train : callable, optional
+        ``train(member, store, progress=…)`` trains a model of a configuration's `members` and keeps it. Workers need it
+        so that a model of several cells is trained once, before them.
     store : Store, optional
         The default store if not given.
+    client : distributed.Client, optional
+        Whose workers do the work; by default this process does.
     progress : bool
         Show progress, with the time left.
 
     Returns
     -------
     DataFrame
-        The rows of all cells, each with ``experiment, key, version, date, wall_seconds``. ``wall_seconds`` counts
-        what the cell itself had to do: a model that was in the store already costs nothing.
+        The rows of all cells in the order of `configs`, each with ``experiment, key, version, date, wall_seconds``.
+        ``wall_seconds`` counts what the cell itself had to do: a model that was in the store already costs nothing.
 
     Raises
     ------
@@ -86,37 +110,141 @@ def sweep(
         If the store cannot be written, or the disk is full; raised at once.
     """
     store = store if store is not None else Store()
-    rows: list[Mapping[str, Any]] = []
+    configs = list(configs)
+    rows = [_finished(config, store) for config in configs]
+    left = [i for i, done in enumerate(rows) if done is None]
     failures: list[tuple[Any, str]] = []
-    for config in tqdm(list(configs), desc="cells", unit="cell", disable=not progress):
-        try:
-            rows += _cell(function, config, store, progress)
-        except StoreError:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise  # every other cell would fail as well, after all its work
-            log.error("a cell failed and is reported at the end")
-            failures.append((config, traceback.format_exc()))
-    table = pd.DataFrame(rows)
+    if left:
+        store.check()
+        work = _here if client is None else _there
+        outcomes = work(function, train, {i: configs[i] for i in left}, store, client, progress)
+        for i, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                failures.append((configs[i], outcome))
+            else:
+                rows[i] = outcome
+    table = _table(rows)
     if failures:
-        raise SweepError(failures, table)
+        raise SweepError(sorted(failures, key=lambda failure: configs.index(failure[0])), table)
     return table
 
 
-def _cell(function: Callable[..., Any], config: Any, store: Store, progress: bool) -> list[dict[str, Any]]:
-    plain = config.model_dump(mode="json")
-    run = store.load(config.kind, plain)
-    if run is None:
-        store.check()
-        start = time.perf_counter()
-        rows = function(config, store, progress=progress)
-        record = {
-            "rows": rows,
-            "version": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
-            "wall_seconds": round(time.perf_counter() - start, 2),
-        }
-        run = store.save(config.kind, plain, record)
+def collect(configs: Iterable[Any], store: Store | None = None) -> pd.DataFrame:
+    """Rows of the cells that are in the store; nothing is computed. See `sweep`."""
+    store = store if store is not None else Store()
+    return _table([_finished(config, store) for config in configs])
+
+
+def _table(rows: list[Rows | None]) -> pd.DataFrame:
+    return pd.DataFrame([row for done in rows if done for row in done])
+
+
+def _finished(config: Any, store: Store) -> Rows | None:
+    run = store.load(config.kind, config.model_dump(mode="json"))
+    return None if run is None else _rows(config, run)
+
+
+class Failure(str):
+    """Traceback of a cell that failed."""
+
+
+def _here(
+    function: Any, train: Any, configs: Mapping[int, Any], store: Store, client: None, progress: bool
+) -> Iterable[tuple[int, Rows | Failure]]:
+    """Outcomes of cells that run one after another in this process."""
+    for i in tqdm(configs, desc="cells", unit="cell", disable=not progress):
+        try:
+            yield i, _cell(function, configs[i], store, progress)
+        except Exception as error:
+            _stop_at_once(error)
+            log.error("a cell failed and is reported at the end")
+            yield i, Failure(traceback.format_exc())
+
+
+def _there(
+    function: Any, train: Any, configs: Mapping[int, Any], store: Store, client: Any, progress: bool
+) -> Iterable[tuple[int, Rows | Failure]]:
+    """Outcomes of cells as the workers of a Dask client finish them: models first, then what is measured on them."""
+    from distributed import as_completed
+
+    with tempfile.NamedTemporaryFile(prefix=".seen-by-all.", dir=store.root) as mark:
+        shared = (str(store.root.resolve()), Path(mark.name).name)
+        models: dict[str, Any] = {}
+        cells: dict[Any, int] = {}
+        for i, config in configs.items():
+            members = [member for member in config.members if train is not None]
+            names = [f"model-{key(member.model_dump(mode='json'))}" for member in members]
+            for name, member in zip(names, members, strict=True):
+                if name not in models:
+                    models[name] = client.submit(_train_there, train, member, *shared, key=name, pure=False)
+            needed = [models[name] for name in names]
+            name = f"cell-{key(config.model_dump(mode='json'))}"
+            cells[client.submit(_cell_there, function, config, *shared, needed, key=name, pure=False)] = i
+        bar = tqdm(total=len(models) + len(cells), desc="models and cells", unit="run", disable=not progress)
+        try:
+            for future in as_completed([*models.values(), *cells]):
+                bar.update()
+                error = future.exception() if future.status != "finished" else None
+                if error is not None:
+                    _stop_at_once(error)
+                if future not in cells:
+                    continue
+                if error is not None:
+                    log.error("a cell failed and is reported at the end")
+                yield cells[future], future.result() if error is None else _failure(future, error)
+        finally:
+            bar.close()
+            client.cancel([*models.values(), *cells])
+
+
+def _failure(future: Any, error: BaseException) -> Failure:
+    return Failure("".join(traceback.format_exception(type(error), error, future.traceback())))
+
+
+def _stop_at_once(error: BaseException) -> None:
+    """Raise what every other cell would meet as well, after all its work."""
+    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        raise error
+
+
+def _train_there(train: Callable[..., Any], member: Any, root: str, mark: str) -> None:
+    with _one_at_a_time:
+        train(member, _shared_store(root, mark), progress=False)
+
+
+def _cell_there(function: Callable[..., Rows], config: Any, root: str, mark: str, needed: list[None]) -> Rows:
+    with _one_at_a_time:
+        return _cell(function, config, _shared_store(root, mark), progress=False)
+
+
+def _shared_store(root: str, mark: str) -> Store:
+    """The store, on a worker: with all threads that the worker was given for this one cell."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    torch.set_num_threads(worker.state.nthreads)
+    if not Path(root, mark).exists():
+        raise StoreError(
+            f"the worker {worker.address} does not see the store {root}: "
+            "name a folder, with --store, on a file system that all machines share"
+        )
+    return Store(root)
+
+
+def _cell(function: Callable[..., Rows], config: Any, store: Store, progress: bool) -> Rows:
+    """Rows of a cell that is not in the store yet, kept there."""
+    start = time.perf_counter()
+    rows = function(config, store, progress=progress)
+    record = {
+        "rows": rows,
+        "version": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "wall_seconds": round(time.perf_counter() - start, 2),
+    }
+    return _rows(config, store.save(config.kind, config.model_dump(mode="json"), record))
+
+
+def _rows(config: Any, run: Run) -> Rows:
     about = {name: run.record[name] for name in ("version", "date", "wall_seconds")}
-    return [{"experiment": config.kind, "key": key(plain)} | row | about for row in run.record["rows"]]
+    first = {"experiment": config.kind, "key": key(config.model_dump(mode="json"))}
+    return [first | row | about for row in run.record["rows"]]

@@ -166,3 +166,26 @@ def test_against_chance_counts_every_shuffle_and_draws_every_line():
     rows = rows_of(valid(charts.against_chance(null, {"observed": 3.0, "threshold": 2.0}, **words)))
     assert sum(row.get("count", 0) for row in rows) == 200
     assert [(row["what"], row["at"]) for row in rows if "what" in row] == [("observed", 3), ("threshold", 2)]
+
+
+def test_sources_give_every_curve_a_color_of_its_source_and_a_shape_of_its_own():
+    ours = pd.DataFrame({"overlap": [0, 1, 0], "mean": [0.1, 0.2, 0.3], "low": 0.0, "series": ["a", "a", "b"]})
+    theirs = pd.DataFrame({"overlap": [0, 1], "mean": [0.4, 0.5], "series": "a"})
+    table, styles = charts.sources(ours, theirs, None)
+    assert list(styles) == ["recorded (laptop): a", "recorded (laptop): b", "published: a"]
+    assert [color for color, _ in styles.values()] == [charts.BLACK, charts.BLACK, charts.ORANGE]
+    assert styles["recorded (laptop): a"][1] != styles["recorded (laptop): b"][1]
+    assert list(table["curve"].map(table.groupby("curve").size())) == [2, 2, 1, 2, 2] and len(table) == 5
+    words = {"x_title": "x", "y_title": "y", "title": "two sources", "description": "recorded and published curves"}
+    spec = valid(charts.lines(table, x="overlap", y="mean", by="curve", styles=styles, **words))
+    scale = spec["layer"][1]["encoding"]["color"]["scale"]
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {
+        name: color for name, (color, _) in styles.items()
+    }
+
+
+def test_lines_in_panels():
+    table = pd.DataFrame({"x": [0, 1] * 2, "y": [0.1, 0.2, 0.3, 0.4], "by": "one", "which": ["b", "b", "a", "a"]})
+    words = {"x_title": "x", "y_title": "y", "title": "one curve in two panels", "description": "one curve in each of two panels"}
+    spec = valid(charts.lines(table, x="x", y="y", by="by", panel="which", **words))
+    assert spec["facet"]["field"] == "which" and spec["facet"]["sort"] == ["b", "a"] and spec["columns"] == 2

@@ -1,5 +1,6 @@
 """The command: what a user sees, exit codes, and what a wheel holds."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -8,13 +9,15 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from repsim_utils import __version__, cli, metrics, published
 from repsim_utils.datasets.shards import DamagedDataError
-from repsim_utils.experiments import task_only
+from repsim_utils.experiments import task_only, vision
+from tests.tiny import NETWORKS
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -40,8 +43,8 @@ def repsim(monkeypatch, capsys):
 
 
 def tiny(form):
-    """The settings in one of the two forms."""
-    return [word for name, value in TINY.items() for word in ("-p", *form(name, value))]
+    """The settings in one of the two forms, and no worker but this process."""
+    return [word for name, value in TINY.items() for word in ("-p", *form(name, value))] + ["--workers", "0"]
 
 
 def two_words(name, value):
@@ -59,13 +62,15 @@ def test_version(repsim):
 def test_module_runs_as_a_program():
     code = "from repsim_utils.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "run", "nothing"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "repsim: unknown experiment 'nothing'; choose from task_only\n"
+    assert done.returncode == 2 and done.stderr == (
+        "repsim: unknown experiment 'nothing'; choose from task_only, dataset_overlap_vision, task_overlap_vision\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nothing"], "repsim: unknown experiment 'nothing'; choose from task_only\n"),
+        (["run", "nothing"], "repsim: unknown experiment 'nothing'; choose from task_only, dataset"),
         (["run", "task_only", "--profile", "tiny"], "unknown profile 'tiny'; choose from laptop, paper, smoke\n"),
         (["run", "task_only", "-p", "sead", "1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
         (["run", "task_only", "-p", "sead=1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
@@ -126,9 +131,59 @@ def test_record_writes_the_whole_laptop_table(repsim, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
     monkeypatch.setattr(published, "record", lambda table, experiment: tables.append((table, experiment)) or "there")
-    code, out, _ = repsim("run", "task_only", "--profile", "laptop", "--record")
+    code, out, _ = repsim("run", "task_only", "--profile", "laptop", "--record", "--workers", "0")
     assert code == 0 and out.startswith("recorded in there\n")
     assert tables[0][1] == "task_only" and set(tables[0][0].profile) == {"laptop"}
+
+
+VISION = [
+    *("-p", "seeds=[0]", "-p", "overlaps=[0, 1]", "-p", f"models={json.dumps(NETWORKS)}", "-p", "n_permutations=19"),
+    *("-p", "architectures=[small_resnet]", "-p", "data={n_per_class: 10}", "-p", "n_test=10", "-p", "probes=[]"),
+]
+
+
+@pytest.mark.parametrize("kind", [vision.DATASET, vision.TASK])
+def test_status_and_results_before_and_after_a_run(repsim, kind):
+    before = repsim("status", kind, *VISION)
+    assert before[0] == 0 and "cells   0 of 2 measured\nmodels  0 of 3 trained\n" in before[1]
+    code, out, err = repsim("results", kind, *VISION)
+    assert code == 1 and out == "" and f"no cell of {kind} (smoke) is in" in err and f"repsim run {kind}" in err
+    ran = repsim("run", kind, *VISION, "--workers", "0")
+    assert ran[0] == 0
+    assert "cells   2 of 2 measured\nmodels  3 of 3 trained\n" in repsim("status", kind, *VISION)[1]
+    assert repsim("results", kind, *VISION)[1] == ran[1]
+    table = pd.read_csv(io.StringIO(repsim("results", kind, *VISION, "--csv")[1]))
+    assert set(table.overlap) == {0, 1} and set(table.profile) == {"smoke"} and set(table.experiment) == {kind}
+    assert ran[1].split()[:8] == ["dataset", "architecture", "probe", "metric", "overlap", "mean", "low", "high"]
+
+
+def test_plan_adds_up(repsim):
+    code, out, _ = repsim(
+        "plan", "dataset_overlap_vision", "--profile", "laptop", "--gpu", "h100", "--utilisation", "0.5"
+    )
+    assert code == 0
+    heading, *rows = [line.split() for line in out.split("\n\n")[0].splitlines()]
+    assert heading[:6] == ["dataset", "model", "cells", "models", "images", "epochs"] and len(rows) == 2
+    assert sum(int(row[2]) for row in rows) == 96 and sum(int(row[3]) for row in rows) == 112
+    assert "together 96 cells and 112 models" in out and "on one h100 that reaches 50% of 494 TFLOP/s" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "task_only", "--gpu", "abacus"], "unknown gpu 'abacus'; choose from v100"),
+        (["plan", "task_only", "--utilisation", "1.5"], "utilisation must be above 0 and at most 1, got 1.5"),
+        (["status", "nothing"], "unknown experiment 'nothing'"),
+        (["run", vision.DATASET, "-p", "data=/no/such/folder"], "there is no folder /no/such/folder"),
+        (["run", vision.DATASET, "-p", "overlaps=[0, 1.2]"], "overlaps are different numbers between 0 and 1"),
+        (["run", vision.TASK, "-p", "architectures=[vgg]"], "no architecture vgg; choose from small_resnet, small_vit"),
+        (["run", "task_only", "--workers", "-1"], "workers must be 0 or more, got -1"),
+    ],
+)
+def test_what_experiments_refuse_is_one_line(repsim, arguments, message):
+    code, out, err = repsim(*arguments)
+    assert code in (1, 2) and out == "" and message in err
+    assert err.startswith("repsim: ") and err.count("\n") == 1
 
 
 def test_failures_are_code_1(repsim, monkeypatch):

@@ -7,6 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from repsim_utils import profiles
+from repsim_utils.datasets.vision import ABOUT
+from repsim_utils.models.vision import RESNETS, VITS
 
 SMOKE = yaml.safe_load((Path(profiles.__file__).parent / "smoke.yaml").read_text())
 
@@ -18,29 +20,97 @@ def write(tmp_path, monkeypatch):
     return lambda content: (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
 
 
+VISION = ("dataset_overlap_vision", "task_overlap_vision")
+
+
 def test_there_are_three():
     assert profiles.names() == ["laptop", "paper", "smoke"]
+
+
+def holds(loaded, written):
+    """Whether everything that a file says is there; what it leaves out has a default."""
+    if isinstance(written, dict):
+        return all(name in loaded and holds(loaded[name], value) for name, value in written.items())
+    if isinstance(written, list):
+        return len(loaded) == len(written) and all(map(holds, loaded, written))
+    return loaded == written
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
 @pytest.mark.parametrize("section", profiles.Profile.model_fields)
 def test_all_load(profile, section):
     settings = profiles.load(profile, section)
-    text = (Path(profiles.__file__).parent / f"{profile}.yaml").read_text()
-    for name, value in yaml.safe_load(text)[section].items():
-        loaded = settings.model_dump(mode="json")[name]
-        assert loaded | value == loaded if isinstance(value, dict) else loaded == value
+    written = yaml.safe_load((Path(profiles.__file__).parent / f"{profile}.yaml").read_text())[section]
+    if isinstance(written.get("data"), dict) and section in VISION:
+        written["data"] = [written["data"]]  # one data set needs no list
+    left_out = {"optimizer": "sgd", "pretrained": False}  # of a dump, where they are at their default
+    assert holds(settings.model_dump(mode="json"), without(written, left_out))
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, next(iter(type(settings).model_fields)), 0)
 
 
-def test_the_paper_profile_is_the_paper():
+def without(content, defaults):
+    if isinstance(content, dict):
+        return {k: without(v, defaults) for k, v in content.items() if k not in defaults or v != defaults[k]}
+    return content
+
+
+def test_the_paper_profile_is_the_paper_on_task_only():
     settings = profiles.load("paper", "task_only")
     recipe = settings.recipe
     assert len(settings.seeds) == 10 and settings.data.n_train * 800 == 800_000 and settings.model.name == "resnet18"
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.peak_epoch) == (20, 512, 0.5, 10)
     assert (recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (0.9, 5e-4, 0.1)
     assert (recipe.translate, recipe.cutout, recipe.flip) == (2, 4, True)
+
+
+@pytest.mark.parametrize("section", VISION)
+def test_the_paper_profile_is_the_paper_on_overlap_in_vision(section):
+    settings = profiles.load("paper", section)
+    assert settings.mode == "constrained" and settings.architectures is None
+    assert settings.n_test is None and settings.probes == ("mnist", "svhn", "cifar10")
+    assert settings.seeds == (0, 1, 2, 3) and settings.overlaps == (0, 0.2, 0.4, 0.6, 0.8, 1)
+    assert [data.source for data in settings.data] == ["cifar100", "tinyimagenet"]
+    assert all(data.n_per_class is data.size is None for data in settings.data)
+    assert [ABOUT[data.source].size for data in settings.data] == [32, 64]
+    assert list(settings.models) == ["resnet18_scratch", *RESNETS, *VITS]
+
+
+@pytest.mark.parametrize("section", VISION)
+def test_the_paper_profile_on_resnet18_from_scratch(section):
+    settings = profiles.load("paper", section)
+    trainee = settings.models["resnet18_scratch"]
+    network, recipe = trainee.network, trainee.recipe
+    assert (network.name, network.stem, network.pretrained) == ("resnet18", "cifar", False)
+    assert trainee.seeds == tuple(range(10))
+    overlaps = trainee.overlaps or settings.overlaps
+    assert overlaps == tuple(k / 10 for k in range(0, 11, 1 if section == "dataset_overlap_vision" else 2))
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.peak_epoch) == (50, 512, 0.5, 10)
+    assert (recipe.optimizer, recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == ("sgd", 0.9, 5e-4, 0.1)
+    assert (recipe.flip, recipe.translate, recipe.cutout) == (True, 8, 10) and recipe.jitter > 0
+
+
+@pytest.mark.parametrize("section", VISION)
+@pytest.mark.parametrize("name", [*RESNETS, *VITS])
+def test_the_paper_profile_on_pretrained_networks(section, name):
+    trainee = profiles.load("paper", section).models[name]
+    recipe = trainee.recipe
+    assert (trainee.network.name, trainee.network.stem, trainee.network.pretrained) == (name, "imagenet", True)
+    assert trainee.seeds is None and trainee.overlaps is None  # four, and steps of 0.2, as all
+    assert (recipe.epochs, recipe.peak_epoch, recipe.batch_size) == (5, 1, 256)
+    expected = ("sgd", 0.2, 5e-4) if name in RESNETS else ("adamw", 3e-4, 0.05)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay) == expected
+
+
+@pytest.mark.parametrize("section", VISION)
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_small_profiles_need_neither_network_nor_gpu(profile, section):
+    settings = profiles.load(profile, section)
+    assert {data.source for data in settings.data} | set(settings.probes) <= {"color_shape_digit", "digits"}
+    assert all(trainee.network.name.startswith("small_") for trainee in settings.models.values())
+    assert len(settings.seeds) >= (8 if profile == "laptop" else 1)
+    if section == "task_overlap_vision":
+        assert settings.probe_classes
 
 
 def test_overrides():
@@ -63,7 +133,7 @@ def test_overrides():
         ({"seeds": "3"}, r"seeds: must be a list such as \[1, 2\], got 3"),
         ({"seeds": "[a]"}, r"smoke\): seeds.0: Input should be a valid integer[^;]*$"),
         ({"recipe": "{epoch: 1}"}, r"recipe.epoch: Extra inputs are not permitted"),
-        ({"model": "{name: vgg}"}, r"model.name: .*'small_resnet' or 'resnet18', got 'vgg'"),
+        ({"model": "{name: vgg}"}, r"model.name: must be one of small_resnet, small_vit, resnet18, .*, got 'vgg'"),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(change, message):
@@ -77,7 +147,8 @@ def test_unknown_names_say_what_there_is():
         profiles.load("tiny", "task_only")
     for section in ("task_onli", "model_dump"):
         with pytest.raises(
-            ValueError, match=f"unknown experiment '{section}'; choose from kernels, .*, color_shape_digit, task_only"
+            ValueError,
+            match=f"unknown experiment '{section}'; choose from kernels, .*, task_only, dataset_overlap_vision",
         ):
             profiles.load("smoke", section)
 
@@ -100,3 +171,53 @@ def test_a_missing_or_unknown_key_of_a_profile_is_named(write):
 def test_a_group_given_in_part_keeps_the_rest():
     whole, part = profiles.load("smoke", "task_only"), profiles.load("smoke", "task_only", recipe="{epochs: 9}")
     assert part.recipe == whole.recipe.model_copy(update={"epochs": 9})
+
+
+@pytest.mark.parametrize("section", VISION)
+def test_a_group_within_groups_given_in_part_keeps_the_rest(section):
+    whole = profiles.load("smoke", section)
+    part = profiles.load("smoke", section, models="{small_resnet: {recipe: {epochs: 3}}}")
+    changed, unchanged = part.models["small_resnet"], whole.models["small_resnet"]
+    assert changed.recipe == unchanged.recipe.model_copy(update={"epochs": 3})
+    assert changed.network == unchanged.network and list(part.models) == list(whole.models)
+    assert part.models["small_vit"] == whole.models["small_vit"]
+    assert part.model_dump(exclude={"models"}) == whole.model_dump(exclude={"models"})
+
+
+def test_a_list_replaces_and_bare_text_is_a_source():
+    load = profiles.load
+    assert [d.source for d in load("smoke", "dataset_overlap_vision", data="/my/photos").data] == ["/my/photos"]
+    assert [d.source for d in load("smoke", "dataset_overlap_vision", data="[cifar10, svhn]").data] == [
+        "cifar10",
+        "svhn",
+    ]
+    (drawn,) = load("paper", "task_overlap_vision", data="{source: color_shape_digit, n_per_class: 20}").data
+    assert (drawn.n_per_class, drawn.factors) == (20, ("shape", "digit"))
+    assert load("smoke", "dataset_overlap_vision", architectures="[small_vit]").architectures == ("small_vit",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"overlaps": "[0, 2]"}, r"smoke\): overlaps: overlaps are different numbers between 0 and 1, got \[0, 2\]"),
+        ({"data": "{source: color_shape_digit, n_per_class: 15}"}, r"data.0: n_per_class of .* multiple of 10"),
+        ({"architectures": "[vgg]"}, "no architecture vgg; choose from small_resnet, small_vit"),
+        (
+            {"models": "{small_resnet: {network: {name: vgg}}}"},
+            "models.small_resnet.network.name: must be one of small_re",
+        ),
+        (
+            {"models": "{small_resnet: {recipe: {peak_epoch: 99}}}"},
+            "models.small_resnet.recipe: peak_epoch must not be",
+        ),
+        ({"models": "{mine: {network: {name: small_vit}}}"}, "models.mine.recipe: Field required"),
+        (
+            {"recipe": "{epochs: 1}"},
+            "unknown setting recipe of dataset_overlap_vision; choose from seeds, overlaps, mode",
+        ),
+    ],
+)
+def test_bad_overrides_of_overlap_in_vision_say_what_is_allowed(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        profiles.load("smoke", "dataset_overlap_vision", **change)
+    assert "\n" not in str(caught.value)

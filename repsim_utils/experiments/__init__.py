@@ -1,1 +1,20 @@
-"""Experiments of the book, one module each."""
+"""The book's experiments, by name."""
+
+from functools import partial
+
+from repsim_utils.experiments import task_only, vision
+from repsim_utils.experiments.common import Experiment
+
+
+def _vision(kind: vision.Kind) -> Experiment:
+    pairs = partial(vision.pairs, kind=kind)
+    return Experiment(pairs, vision.trained, vision.measure_pair, vision.size, vision.SUMMARY)
+
+
+EXPERIMENTS = {
+    task_only.EXPERIMENT: Experiment(
+        task_only.pairs, task_only.trained, task_only.measure_pair, task_only.size, ("metric", "overlap", "pair")
+    ),
+    vision.DATASET: _vision(vision.DATASET),
+    vision.TASK: _vision(vision.TASK),
+}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from repsim_utils.datasets import color_shape_digit
-from repsim_utils.datasets.color_shape_digit import ColorShapeDigit
+from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit
+from repsim_utils.experiments.common import Architecture, Frozen, Seeds
 from repsim_utils.features import represent
 from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models import vision as models
 from repsim_utils.models.vision import Classifier, build
+from repsim_utils.plan import Size
 from repsim_utils.store import Run, Store
 from repsim_utils.training import vision as training
 from repsim_utils.training.vision import Recipe, accuracy, train
 
 EXPERIMENT = "task_only"
+PROBE = "color_shape_digit"
 VERSION = 3  # raised when the same configuration gives other measurements
 
 Task = tuple[str, ...]
@@ -35,11 +38,7 @@ PAIRS: dict[int, tuple[tuple[Task, Task], ...]] = {
 _TASKS: tuple[Task, ...] = (("shape",), ("digit",), ("shape", "digit"), ("shape", "color"), ("digit", "color"), ALL)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Data(_Frozen):
+class Data(Frozen):
     """ColorShapeDigit as the models see it: images of each of the 800 combinations to train on and to measure on."""
 
     n_train: int = Field(ge=1)
@@ -48,19 +47,10 @@ class Data(_Frozen):
     difficulty: float = Field(0.5, ge=0, le=1)
 
 
-class Architecture(_Frozen):
-    """Arguments of `repsim_utils.models.vision.build`."""
-
-    name: Literal["small_resnet", "resnet18"]
-    width: int = Field(16, ge=1)
-    depth: int = Field(1, ge=1)
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-
-
-class Settings(_Frozen):
+class Settings(Frozen):
     """What a profile says of this experiment."""
 
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: Seeds
     overlaps: tuple[int, ...] = Field(min_length=1)
     data: Data
     model: Architecture
@@ -73,15 +63,8 @@ class Settings(_Frozen):
             raise ValueError(f"task overlap has the levels {', '.join(map(str, PAIRS))}, each at most once")
         return value
 
-    @field_validator("seeds")
-    @classmethod
-    def _not_negative(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 0 or len(set(value)) < len(value):
-            raise ValueError("seeds are different whole numbers, 0 or more")
-        return value
 
-
-class Member(_Frozen):
+class Member(Frozen):
     """One model: what it predicts, and which of two it is where both predict the same."""
 
     kind: ClassVar[str] = "models"
@@ -95,7 +78,7 @@ class Member(_Frozen):
     recipe: Recipe
 
 
-class Pair(_Frozen):
+class Pair(Frozen):
     """One cell of the experiment: two models, and what is measured on them."""
 
     kind: ClassVar[str] = EXPERIMENT
@@ -105,9 +88,14 @@ class Pair(_Frozen):
     second: Member
 
     @property
+    def members(self) -> tuple[Member, Member]:
+        """Models that must have been trained before the pair is measured."""
+        return self.first, self.second
+
+    @property
     def name(self) -> str:
         """Such as ``shape+digit | shape+color``."""
-        return " | ".join("+".join(member.factors) for member in (self.first, self.second))
+        return " | ".join("+".join(member.factors) for member in self.members)
 
 
 def pairs(settings: Settings) -> list[Pair]:
@@ -164,10 +152,17 @@ def _build(member: Member) -> Classifier:
     return build(n_classes=n_classes, seed=_own_seed(member), **member.model.model_dump())
 
 
+def size(member: Member) -> Size:
+    """What training a model takes."""
+    network = {"n_classes": len(color_shape_digit.class_names(*member.factors))} | member.model.model_dump()
+    n_train = N_COMBINATIONS * member.data.n_train
+    return Size(PROBE, network, n_train, member.recipe.epochs, member.data.size)
+
+
 def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Classifier, Classifier]:
     """Both models of a pair, trained or taken from the store, in evaluation mode."""
     models = []
-    for member in (pair.first, pair.second):
+    for member in pair.members:
         run = trained(member, store, progress=progress)
         model = _build(member)
         model.load_state_dict(run.weights())
@@ -206,11 +201,11 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         accuracy = trained(member, store, progress=progress).record["accuracy"]
         measured.append({"metric": f"accuracy_{which}", "value": accuracy})
     row = {
-        "dataset": "color_shape_digit",
+        "dataset": PROBE,
         "architecture": pair.first.model.name,
         "overlap": pair.overlap,
         "pair": pair.name,
         "seed": pair.first.seed,
-        "probe": "color_shape_digit",
+        "probe": PROBE,
     }
     return [row | one for one in measured]

@@ -6,14 +6,26 @@ the same pixels.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision import models as torchvision_models
+
+from repsim_utils import RepsimError
 
 VERSION = 1  # raised when the same name and seed give another network
-NAMES = ("small_resnet", "resnet18")
+SMALL = ("small_resnet", "small_vit")
+RESNETS = ("resnet18", "resnet50", "resnet101", "resnet152")
+VITS = ("vit_tiny_patch16_224", "vit_small_patch32_224", "vit_base_patch32_224", "vit_large_patch32_224")
+NAMES = (*SMALL, *RESNETS, *VITS)
 STEMS = ("imagenet", "cifar")
+
+
+class WeightsError(RepsimError):
+    """Pretrained weights could not be had."""
 
 
 class Classifier(nn.Module):
@@ -28,16 +40,28 @@ class Classifier(nn.Module):
     n_classes : int
     mean, std : float
         Normalisation of pixels, the same for the three channels.
+    resolution : int, optional
+        Height and width that the body needs: images of another size are resized first.
     """
 
-    def __init__(self, body: nn.Module, width: int, n_classes: int, mean: float = 0.5, std: float = 0.25) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        width: int,
+        n_classes: int,
+        mean: float = 0.5,
+        std: float = 0.25,
+        resolution: int | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
         self.head = nn.Linear(width, n_classes)
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.resolution = mean, std, resolution
 
     def represent(self, images: Tensor) -> Tensor:
         """Penultimate representation, after global pooling: (n, 3, h, w) in [0, 1] to (n, d)."""
+        if self.resolution is not None and images.shape[-2:] != (self.resolution, self.resolution):
+            images = F.interpolate(images, (self.resolution, self.resolution), mode="bilinear", align_corners=False)
         return self.body((images - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,21 +103,36 @@ class _SmallResNet(nn.Sequential):
 
 
 def build(
-    name: str, n_classes: int, *, seed: int, width: int = 16, depth: int = 1, stem: str = "imagenet"
+    name: str,
+    n_classes: int,
+    *,
+    seed: int,
+    width: int = 16,
+    depth: int = 1,
+    stem: str = "imagenet",
+    pretrained: bool = False,
+    download: bool = True,
 ) -> Classifier:
-    """A freshly initialised classifier.
+    """A freshly initialised classifier, or one whose body was trained on ImageNet.
 
     Parameters
     ----------
-    name : {"small_resnet", "resnet18"}
-        A residual network for CPUs, or torchvision's ResNet-18.
+    name : str
+        One of `NAMES`: a residual network or a vision transformer for CPUs, torchvision's ResNets, or timm's vision
+        transformers. Transformers take images of one size and resize others, 28 pixels for the small one and 224 for
+        timm's; pretrained ResNets see 224 pixels as well, and all else the images as they are.
     n_classes : int
     seed : int
         Of the initial weights; the global random state is left alone.
     width, depth : int
-        Of the small network: channels of its first stage, and blocks in each of its three stages.
+        Of the small networks. ResNet: channels of its first stage, and blocks in each of its three stages. Transformer:
+        its embedding, a multiple of 32, and its blocks.
     stem : {"imagenet", "cifar"}
-        Of ResNet-18: 7×7 convolution and max-pooling, or a 3×3 convolution that keeps the resolution.
+        Of torchvision's ResNets: 7×7 convolution and max-pooling, or a 3×3 convolution that keeps the resolution.
+    pretrained : bool
+        ImageNet weights of torchvision or timm, downloaded once; the head is always new.
+    download : bool
+        False builds a pretrained network without its weights, to count its parameters or to load others.
 
     Returns
     -------
@@ -103,7 +142,9 @@ def build(
     Raises
     ------
     ValueError
-        If the name or stem is unknown, or a size is not positive.
+        If the name or stem is unknown, a size is not allowed, or there are no pretrained weights for this network.
+    WeightsError
+        If the weights cannot be downloaded.
     """
     if name not in NAMES:
         raise ValueError(f"model must be one of {NAMES}, got {name!r}")
@@ -111,17 +152,79 @@ def build(
         raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
     if min(width, depth, n_classes) < 1:
         raise ValueError(f"width, depth and n_classes must be positive, got {width}, {depth} and {n_classes}")
+    if pretrained and (name in SMALL or stem == "cifar"):
+        raise ValueError(f"there are no pretrained weights for {name} with the {stem} stem")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "small_resnet":
             model = Classifier(_SmallResNet(width, depth), 4 * width, n_classes)
+        elif name == "small_vit":
+            model = Classifier(_small_vit(width, depth), width, n_classes, resolution=_SMALL_VIT_SIZE)
+        elif name in RESNETS:
+            model = _resnet(name, n_classes, stem, pretrained, download)
         else:
-            body = resnet18()
-            body.fc = nn.Identity()
-            if stem == "cifar":
-                body.conv1, body.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-            model = Classifier(body, 512, n_classes)
+            body = _downloaded(name, lambda: _timm(name, pretrained and download))
+            model = Classifier(body, body.num_features, n_classes, *_UNIT, resolution=224)
     return model.to(memory_format=torch.channels_last)
+
+
+_SMALL_VIT_SIZE = 28
+_UNIT = (127 / 255, 127 / 255)  # pixels 0 … 255 as (x - 127) / 127, as published
+
+
+def _small_vit(width: int, depth: int) -> nn.Module:
+    """A vision transformer on 4×4 tokens from a convolutional stem, which learns from few images (Xiao et al. 2021)."""
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    if width % 32:
+        raise ValueError(f"width of small_vit must be a multiple of 32, got {width}")
+    layers: list[nn.Module] = []
+    for n_in, n_out in ((3, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+    stem: Any = nn.Sequential(*layers)
+    stem.num_features = 64
+    return VisionTransformer(
+        img_size=_SMALL_VIT_SIZE,
+        patch_size=1,
+        embed_layer=partial(HybridEmbed, stem, feature_size=(4, 4)),
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // 32,
+        num_classes=0,
+        global_pool="avg",
+    )
+
+
+def _resnet(name: str, n_classes: int, stem: str, pretrained: bool, download: bool) -> Classifier:
+    body = getattr(torchvision_models, name)()
+    if pretrained and download:
+        weights = torchvision_models.get_model_weights(name).IMAGENET1K_V1
+        state = _downloaded(name, lambda: weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        body.load_state_dict(state)
+    width, body.fc = body.fc.in_features, nn.Identity()
+    if stem == "cifar":
+        body.conv1, body.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if pretrained:
+        return Classifier(body, width, n_classes, *_UNIT, resolution=224)
+    return Classifier(body, width, n_classes)
+
+
+def _timm(name: str, pretrained: bool) -> Any:
+    import timm
+
+    return timm.create_model(name, pretrained=pretrained, num_classes=0)
+
+
+def _downloaded(name: str, get: Any) -> Any:
+    try:
+        return get()
+    except OSError as error:  # no network, or a download that broke off
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"the pretrained weights of {name} could not be downloaded ({reason}); "
+            "try again with a network, or train from scratch with pretrained: false"
+        ) from None
 
 
 def device() -> torch.device:

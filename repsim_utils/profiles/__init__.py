@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import task_only
+from repsim_utils.experiments import task_only, vision
 
 
 class Gallery(BaseModel):
@@ -18,6 +18,15 @@ class Gallery(BaseModel):
 
     seed: int = Field(ge=0)
     difficulty: float = Field(ge=0, le=1)
+    overlap: float = Field(ge=0, le=1)
+
+
+class Toy(BaseModel):
+    """Chapter `splitting`: which split it begins with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(ge=0)
     overlap: float = Field(ge=0, le=1)
 
 
@@ -40,7 +49,10 @@ class Profile(BaseModel):
     subspaces_and_shapes: Simulation
     significance: Simulation
     color_shape_digit: Gallery
+    splitting: Toy
     task_only: task_only.Settings
+    dataset_overlap_vision: vision.Settings
+    task_overlap_vision: vision.Settings
 
 
 def names() -> list[str]:
@@ -59,7 +71,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         Name of the experiment or chapter.
     **overrides
         Settings to be replaced; None leaves what the profile says, text is read as YAML, as in ``seeds="[0, 1]"``.
-        Of a group, what is not named stays as it is: ``recipe="{epochs: 2}"``.
+        Of a group, what is not named stays as it is: ``recipe="{epochs: 2}"``; so in groups within groups.
 
     Returns
     -------
@@ -92,7 +104,9 @@ def explain(error: ValidationError) -> str:
     """A validation error in one line: where, what is wrong, what was given."""
     errors = error.errors()
     inner = [e for e in errors if e["type"] != "too_short" or len(errors) == 1]  # of a list whose entries are refused
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {_plain(e)}, got {e['input']!r}" for e in inner)
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {_plain(e)}, got {e['input']!r}" if e["loc"] else _plain(e) for e in inner
+    )
 
 
 def _plain(error: Any) -> str:
@@ -105,8 +119,10 @@ def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Settings with changes; a group that is given in part keeps the rest of its settings."""
     merged = settings | changes
     for name, new in changes.items():
-        if isinstance(settings[name], dict) and isinstance(new, dict):
-            merged[name] = settings[name] | new
+        old = settings.get(name)
+        old = old[0] if isinstance(old, tuple) and len(old) == 1 else old  # a list of one group is that group
+        if isinstance(old, dict) and isinstance(new, dict):
+            merged[name] = _merge(old, new)
     return merged
 
 

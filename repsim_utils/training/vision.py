@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,10 @@ VERSION = 1  # raised when the same recipe and seed give another model
 
 
 class Recipe(BaseModel):
-    """How a classifier is trained: SGD with a learning rate that rises to one peak and falls to zero.
+    """How a classifier is trained: a learning rate that rises to one peak and falls to zero.
 
-    Lengths of `translate` and `cutout` are in pixels; `jitter` is the largest relative change of brightness, contrast
-    and saturation.
+    `momentum` is of SGD; AdamW has its usual averages (0.9, 0.999). Lengths of `translate` and `cutout` are in pixels;
+    `jitter` is the largest relative change of brightness, contrast and saturation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -34,6 +36,7 @@ class Recipe(BaseModel):
     jitter: float = Field(0.0, ge=0, lt=1)
     translate: int = Field(0, ge=0)
     cutout: int = Field(0, ge=0)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", exclude_if=lambda name: name == "sgd")  # came later: see store
 
     @model_validator(mode="after")
     def _peak_within(self) -> Recipe:
@@ -77,9 +80,7 @@ def train(
     where = device()
     model.to(where).train()
     images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = _optimizer(model, recipe)
     generator = torch.Generator().manual_seed(seed)
     steps = n // recipe.batch_size
     for epoch in (bar := tqdm(range(recipe.epochs), desc="train", unit="epoch", leave=False, disable=not progress)):
@@ -100,6 +101,13 @@ def train(
             )
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return model.eval()
+
+
+def _optimizer(model: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+    options: Any = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
 
 
 @torch.no_grad()

@@ -1,0 +1,141 @@
+"""Workers for a sweep: of this machine, of a Dask scheduler that is running, or of SLURM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from repsim_utils import RepsimError
+
+log = logging.getLogger(__name__)
+
+
+class ClusterError(RepsimError):
+    """No workers could be had."""
+
+
+@contextmanager
+def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]:
+    """A Dask client for `repsim_utils.sweep.sweep`, closed at the end; None where this process is to do the work.
+
+    Parameters
+    ----------
+    n : int, optional
+        Processes to start on this machine, each with one thread: two of them train small networks faster than one
+        process with two threads. By default one a core; 0 for none.
+    scheduler : str, optional
+        Address of a scheduler that is running, such as ``tcp://127.0.0.1:8786``; `n` is then left aside.
+
+    Raises
+    ------
+    ValueError
+        If `n` is negative.
+    ClusterError
+        If the scheduler does not answer.
+    """
+    n = (os.cpu_count() or 1) if n is None else n
+    if n < 0:
+        raise ValueError(f"workers must be 0 or more, got {n}")
+    if scheduler is None and n == 0:
+        yield None
+        return
+    from distributed import Client, LocalCluster
+
+    _quiet()
+    if scheduler is None:
+        options: Any = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "preload": __name__}
+        with LocalCluster(n_workers=n, threads_per_worker=1, **options) as local, Client(local) as client:
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no scheduler answers at {scheduler} ({error or 'no answer'}); start one: dask scheduler"
+        ) from None
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            log.info("%s has no workers yet; waiting for the first (dask worker %s)", scheduler, scheduler)
+        yield client
+
+
+def dask_setup(worker: Any) -> None:
+    """Let a worker of `workers` end without a word: Ctrl-C, which a terminal sends to all, is the sweep's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would be left behind
+    _quiet()
+
+
+def _quiet() -> None:
+    """Leave a lost worker unmentioned: its cell goes to another."""
+    for name in ("", ".worker", ".worker.state_machine", ".nanny", ".scheduler", ".core"):
+        logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)
+
+
+def slurm(
+    *,
+    jobs: int,
+    gpus: int,
+    cores: int,
+    memory: str,
+    walltime: str,
+    partition: str | None = None,
+    account: str | None = None,
+    port: int = 0,
+    directives: list[str] | None = None,
+) -> Any:
+    """A scheduler on this machine whose workers are SLURM jobs, one a job.
+
+    Parameters
+    ----------
+    jobs : int
+        Jobs to keep in the queue or running; one that ends is replaced. With 0 none is submitted.
+    gpus, cores : int
+        Of each job.
+    memory, walltime : str
+        Of each job, as SLURM writes them: ``16GB``, ``08:00:00``.
+    partition, account : str, optional
+    port : int
+        Of the scheduler; 0 takes a free one.
+    directives : list of str, optional
+        Further lines for ``#SBATCH``.
+
+    Returns
+    -------
+    dask_jobqueue.SLURMCluster
+        Its ``job_script()`` is what is submitted, its ``scheduler_address`` what ``--scheduler`` takes.
+
+    Raises
+    ------
+    ClusterError
+        If dask-jobqueue is not installed.
+    """
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise ClusterError("SLURM needs dask-jobqueue: pip install 'repsim_utils[cluster]'") from None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the import has replaced
+    extra = [f"--gres=gpu:{gpus}"] if gpus else []
+    cluster = SLURMCluster(
+        cores=1,  # threads of Dask: a worker runs one cell at a time
+        job_cpu=cores,
+        processes=1,
+        memory=memory,
+        walltime=walltime,
+        queue=partition,
+        account=account,
+        python=sys.executable,
+        job_extra_directives=extra + list(directives or []),
+        scheduler_options={"port": port, "dashboard_address": "127.0.0.1:0"},
+    )
+    if jobs:
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+    return cluster

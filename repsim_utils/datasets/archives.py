@@ -1,0 +1,141 @@
+"""Data sets known by name: their published files, downloaded or placed by hand, and how they are parsed."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import zipfile
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
+from torchvision.datasets.utils import calculate_md5, download_url
+
+from repsim_utils.datasets.folders import DataError, Part, decoded
+
+SPLITS = ("train", "test")
+_TORCHVISION: dict[str, Any] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST, "svhn": SVHN}
+TIMEOUT = 20.0  # seconds for which a server may stay silent
+
+
+class Archive(NamedTuple):
+    """A published file, its checksum, and where it can be had."""
+
+    file: str
+    md5: str
+    urls: tuple[str, ...]
+
+
+TINY_IMAGENET = Archive(
+    "tiny-imagenet-200.zip",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+    ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+)
+
+
+def archives_of(name: str) -> list[Archive]:
+    """Published files of a data set, with the checksums that torchvision knows."""
+    if name == "mnist":
+        return [Archive(file, md5, tuple(mirror + file for mirror in MNIST.mirrors)) for file, md5 in MNIST.resources]
+    if name == "svhn":
+        return [Archive(file, md5, (url,)) for url, file, md5 in (SVHN.split_list[split] for split in SPLITS)]
+    if name == "tinyimagenet":
+        return [TINY_IMAGENET]
+    cifar = _TORCHVISION[name]
+    return [Archive(cifar.filename, cifar.tgz_md5, (cifar.url,))]
+
+
+def known_parts(name: str, folder: Path, work: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
+    """Class names and splits of a data set whose archives are in `folder`, or are downloaded to it."""
+    archives = archives_of(name)
+    folder.mkdir(exist_ok=True)
+    for archive in archives:
+        path = folder / archive.file
+        if path.exists() and (found := calculate_md5(path)) != archive.md5:
+            raise DataError(
+                f"{path} has md5 {found}, expected was {archive.md5}: "
+                "remove it to have it downloaded, or place the right file there"
+            )
+    missing = [archive for archive in archives if not (folder / archive.file).exists()]
+    for archive in missing:
+        if tried := _download(archive, folder, work):
+            wanted = ", ".join(f"{archive.file} (md5 {archive.md5})" for archive in missing)
+            raise DataError(
+                f"{name} could not be downloaded from {tried}. Place by hand in the folder {folder}: {wanted}. "
+                "ColorShapeDigit (color_shape_digit) and digits need no download."
+            )
+    return _tiny_imagenet(folder / archives[0].file) if name == "tinyimagenet" else _torchvision(name, folder, work)
+
+
+def _download(archive: Archive, folder: Path, work: Path) -> str:
+    """Fetch a file by way of `work`, so that it is whole once it is in `folder`; else say what was tried."""
+    tried, before = [], socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
+    try:
+        for url in archive.urls:
+            try:
+                download_url(url, work, archive.file, archive.md5)
+            except (OSError, RuntimeError, HTTPException) as error:
+                tried.append(f"{url} ({error})")
+            else:
+                os.replace(work / archive.file, folder / archive.file)
+                return ""
+    finally:
+        socket.setdefaulttimeout(before)
+    return " or ".join(tried)
+
+
+def _torchvision(name: str, folder: Path, work: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
+    """Splits as torchvision parses them.
+
+    It finds the archives in `work`, so it downloads nothing ("download" makes it extract), checks each md5 once more,
+    and unpickles the batches of CIFAR only after it has checked theirs. What it extracts goes away with `work`.
+    """
+    raw = work / "MNIST" / "raw" if name == "mnist" else work
+    raw.mkdir(parents=True, exist_ok=True)
+    for archive in archives_of(name):
+        (raw / archive.file).symlink_to((folder / archive.file).absolute())
+    parts, classes = {}, tuple("0123456789")
+    for split in SPLITS:
+        try:
+            data = _TORCHVISION[name](work, split if name == "svhn" else split == "train", download=True)
+        except RuntimeError as error:
+            raise DataError(f"{name} in {folder} cannot be read: {error}") from None
+        labels = data.labels if name == "svhn" else data.targets
+        parts[split] = Part(_opened(data), np.asarray(labels, np.int64))
+        classes = tuple(data.classes) if name.startswith("cifar") else classes
+    return classes, parts
+
+
+def _opened(data: Any) -> Iterator[Image.Image]:
+    return (data[i][0] for i in range(len(data)))
+
+
+def _tiny_imagenet(path: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
+    """Splits of TinyImageNet, read from the archive without unpacking it; classes in the order of wnids.txt."""
+    top = "tiny-imagenet-200/"
+    with zipfile.ZipFile(path) as archive:
+        members = set(archive.namelist())
+        wnids = archive.read(f"{top}wnids.txt").decode().split()
+        words = archive.read(f"{top}words.txt").decode() if f"{top}words.txt" in members else ""
+        lines = archive.read(f"{top}val/val_annotations.txt").decode().splitlines()
+    names = dict(line.split("\t", 1) for line in words.splitlines())
+    ids = {wnid: k for k, wnid in enumerate(wnids)}
+    train = sorted(name for name in members if name.startswith(f"{top}train/") and name.endswith(".JPEG"))
+    test = {f"{top}val/images/{file}": wnid for file, wnid, *_ in (line.split("\t") for line in lines)}
+    parts = {
+        "train": Part(_zipped(path, train), np.array([ids[name.split("/")[2]] for name in train])),
+        "test": Part(_zipped(path, list(test)), np.array([ids[wnid] for wnid in test.values()])),
+    }
+    return tuple(names.get(wnid, wnid) for wnid in wnids), parts
+
+
+def _zipped(path: Path, members: list[str]) -> Iterator[Image.Image]:
+    with zipfile.ZipFile(path) as archive:
+        for member in members:
+            yield decoded(io.BytesIO(archive.read(member)), f"{path}/{member}")

@@ -1,0 +1,282 @@
+"""Real images: data sets known by name, and folders of one's own.
+
+Images are parsed once and kept as ``.npy`` files beside a manifest of their checksums; later they are read through a
+memory map. Nothing here is pickled, and an archive is opened only once its md5 was checked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from repsim_utils import files
+from repsim_utils.datasets.archives import SPLITS, archives_of, known_parts
+from repsim_utils.datasets.folders import DataError, in_folder, listing
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raised when the same source gives other pixels
+MANIFEST = "manifest.json"
+FOLDER_SIZE = 32  # pixels, where none is asked for
+
+
+class About(NamedTuple):
+    """What is known of a data set without having it; `size` in pixels."""
+
+    n_train: int
+    n_test: int
+    n_classes: int
+    size: int
+
+
+ABOUT = {
+    "cifar10": About(50_000, 10_000, 10, 32),
+    "cifar100": About(50_000, 10_000, 100, 32),
+    "mnist": About(60_000, 10_000, 10, 28),
+    "svhn": About(73_257, 26_032, 10, 32),
+    "tinyimagenet": About(100_000, 10_000, 200, 64),
+    "digits": About(1_000, 797, 10, 8),
+}
+NAMES = tuple(ABOUT)
+DIGITS_SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"  # uint8 pixels, then int64 labels
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged cache may raise
+_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has computed
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of one split.
+
+    Attributes
+    ----------
+    images : Tensor
+        uint8 (n, 3, h, w). Where it comes from disk it is a read-only memory map: never write to it in place.
+    labels : Tensor
+        int64 (n,), ids into `classes`.
+    classes : tuple of str
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def load(source: str | Path, split: str, *, size: int | None = None, root: str | Path | None = None) -> Images:
+    """Read one split of a data set; the first time it is downloaded if need be, and parsed.
+
+    A folder holds either one folder of images for each class, of which a fifth of every class (chosen by a fixed
+    shuffle of the sorted names) is "test"; or ``train/<class>/`` and ``test/<class>/`` (else ``val``, else
+    ``validation``). Transparent pixels become white, grey images get three equal channels. The test split of
+    TinyImageNet is its labelled validation split; that of scikit-learn's digits is their last 797 rows.
+
+    Parameters
+    ----------
+    source : str or Path
+        One of `NAMES`, or a folder of images.
+    split : {"train", "test"}
+    size : int, optional
+        Height and width in pixels (bilinear with antialiasing, of a folder's images the middle square); by default
+        that of the data set, for folders 32.
+    root : path, optional
+        Where archives (``<root>/<name>/``) and parsed images (``<root>/<name>-<size>/``) are kept: `default_root`.
+
+    Returns
+    -------
+    Images
+
+    Raises
+    ------
+    ValueError
+        If the split or size is none.
+    DataError
+        If a download fails, a file has another checksum, a folder is not laid out as above, an image is broken, or
+        `root` cannot be written.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    size = _size(source, size)
+    if source == "digits":
+        return _digits(split, size)
+    root = Path(root) if root is not None else default_root()
+    name = str(source) if source in NAMES else f"folder-{fingerprint(source, size)}"
+    cache = root / f"{name}-{size}"
+    with suppress(*_DAMAGE):  # what is there and whole needs no lock, and no right to write
+        return _read(cache, split, size)
+    try:
+        with _lock(root, name):
+            return _mended(source, name, cache, split, size)
+    except OSError as error:
+        raise DataError(f"the data folder {root} cannot be used ({error}): name another by $REPSIM_DATA") from None
+
+
+def fingerprint(source: str | Path, size: int | None = None) -> str:
+    """What the pixels of `load` come from: the same text for the same images, such as ``"cifar100@eb9058c3-32"``.
+
+    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size. Contents
+    are read again only if a name, a length or a time of modification has changed.
+
+    Raises
+    ------
+    DataError
+        If a folder is not laid out as `load` says.
+    """
+    size = _size(source, size)
+    if source in NAMES:
+        sums = [DIGITS_SHA256] if source == "digits" else [archive.md5 for archive in archives_of(str(source))]
+        digest = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+        return f"{source}@{digest[:8]}-{size}"
+    folder = Path(source).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; data sets known by name are {', '.join(NAMES)}")
+    try:
+        _, by_split = listing(folder)
+        paths = sorted(path for listed in by_split.values() for path, _ in listed)
+        stamps = ((path, path.stat()) for path in paths)
+        contents = _contents(folder, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
+    return hashlib.sha256(files.canonical_json([contents, size])).hexdigest()[:16]
+
+
+def default_root() -> Path:
+    """``$REPSIM_DATA``, or ``repsim/data`` in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("REPSIM_DATA") or Path(cache) / "repsim" / "data")
+
+
+def _size(source: str | Path, size: int | None) -> int:
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    return size or (ABOUT[str(source)].size if source in NAMES else FOLDER_SIZE)
+
+
+# What is kept on disk
+
+
+def _read(cache: Path, split: str, size: int) -> Images:
+    """A split as it was kept, held against the manifest; raises one of `_DAMAGE`."""
+    manifest = json.loads((cache / MANIFEST).read_bytes())
+    if manifest["version"] != VERSION:
+        raise ValueError(f"it is of version {manifest['version']}")
+    names = f"{split}-images.npy", f"{split}-labels.npy"
+    for name in names:
+        _verify(cache / name, **manifest["files"][name])
+    images = np.load(cache / names[0], mmap_mode="r", allow_pickle=False)
+    labels = np.load(cache / names[1], allow_pickle=False)
+    if images.shape != (len(labels), 3, size, size) or (images.dtype, labels.dtype) != (np.uint8, np.int64):
+        raise ValueError(f"{names[0]} holds {images.dtype} {images.shape}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        tensor = torch.from_numpy(images)
+    return Images(tensor, torch.from_numpy(labels), tuple(manifest["classes"]))
+
+
+def _verify(path: Path, n_bytes: int, sha256: str) -> None:
+    """Hold a file against its length each time, and against its checksum once in each process."""
+    stat = path.stat()
+    if stat.st_size != n_bytes:
+        raise ValueError(f"{path.name} has {stat.st_size} bytes instead of {n_bytes}")
+    stamp = (path, stat.st_ino, stat.st_mtime_ns, sha256)
+    if stamp not in _verified:
+        if files.sha256(path) != sha256:
+            raise ValueError(f"{path.name} does not match its checksum")
+        _verified.add(stamp)
+
+
+@contextmanager
+def _lock(root: Path, name: str) -> Iterator[None]:
+    """Let one process at a time download and parse a data set; the others wait, then read what it has made."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f".{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+        yield
+
+
+def _mended(source: str | Path, name: str, cache: Path, split: str, size: int) -> Images:
+    """The kept split if another process has made it meanwhile, else made now."""
+    if cache.is_dir():
+        try:
+            return _read(cache, split, size)
+        except _DAMAGE as error:
+            log.warning("%s is damaged or unfinished and is made again (%s)", cache, error)
+    _make(source, name, cache, size)
+    return _read(cache, split, size)
+
+
+def _make(source: str | Path, name: str, cache: Path, size: int) -> None:
+    """Parse both splits under a temporary name, which becomes that of the cache once all is whole."""
+    root, known = cache.parent, source in NAMES
+    files.remove_leftovers(root)
+    with tempfile.TemporaryDirectory(prefix=files.temporary_prefix(cache), suffix=".tmp", dir=root) as work:
+        folder, parsed = root / name if known else Path(source).expanduser(), Path(work) / "parsed"
+        classes, parts = known_parts(name, folder, Path(work)) if known else in_folder(folder)
+        parsed.mkdir()
+        for split, (images, labels) in parts.items():
+            bar = tqdm(images, f"{folder.name} {split}", len(labels), unit="image", delay=2)
+            rows, shape = (_pixels(image, size) for image in bar), (len(labels), 3, size, size)
+            _write_npy(parsed / f"{split}-images.npy", rows, shape)
+            _write_npy(parsed / f"{split}-labels.npy", labels, labels.shape)
+        if not known and name != f"folder-{fingerprint(source, size)}":
+            raise DataError(f"{folder} changed while it was read; load it again")
+        sums = {path.name: {"n_bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in parsed.iterdir()}
+        manifest = {"version": VERSION, "classes": classes, "files": sums}
+        files.write(parsed / MANIFEST, files.canonical_json(manifest))
+        shutil.rmtree(cache, ignore_errors=True)
+        os.rename(parsed, cache)
+    files.sync_folder(root)
+
+
+def _write_npy(path: Path, rows: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> None:
+    """Write an array row by row, so that it never needs to fit into memory: int64 labels or uint8 images."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.int64 if len(shape) == 1 else np.uint8))
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for row in rows:
+            file.write(row.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digits(split: str, size: int) -> Images:
+    """scikit-learn's digits: the first 1,000 rows are "train", the last 797 "test"."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("digits come with scikit-learn: pip install scikit-learn") from None
+    pixels, labels = load_digits(return_X_y=True)
+    rows = slice(ABOUT["digits"].n_train) if split == "train" else slice(ABOUT["digits"].n_train, None)
+    grey = np.rint(pixels[rows].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.stack([_pixels(Image.fromarray(image), size) for image in grey])
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[rows].astype(np.int64)), tuple("0123456789"))
+
+
+@lru_cache(maxsize=8)
+def _contents(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> list[tuple[str, str]]:
+    """Name and checksum of each file."""
+    return [(str(Path(name).relative_to(folder)), files.sha256(Path(name))) for name, _, _ in stamps]
+
+
+def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The middle square of an image: uint8 (3, size, size)."""
+    rgb = image.convert("RGB")
+    if rgb.size != (size, size):
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb).transpose(2, 0, 1)

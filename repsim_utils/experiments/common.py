@@ -1,0 +1,69 @@
+"""What all experiments are made of: frozen settings, an architecture, seeds, and the shape of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from repsim_utils.models.vision import NAMES
+from repsim_utils.plan import Size
+
+
+class Frozen(BaseModel):
+    """A configuration: it cannot change, and it knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _known_model(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"must be one of {', '.join(NAMES)}")
+    return name
+
+
+def _different_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError("seeds are different whole numbers, 0 or more")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_different_seeds)]
+
+
+class Architecture(Frozen):
+    """Arguments of `repsim_utils.models.vision.build`.
+
+    A field that came later is left out of a run's key while it is at its default, so that older runs keep theirs.
+    """
+
+    name: Annotated[str, AfterValidator(_known_model)]
+    width: int = Field(16, ge=1)
+    depth: int = Field(1, ge=1)
+    stem: str = Field("imagenet", pattern="^(imagenet|cifar)$")
+    pretrained: bool = Field(False, exclude_if=lambda value: not value)
+
+
+class Experiment(NamedTuple):
+    """An experiment as the command line sees it.
+
+    Attributes
+    ----------
+    pairs : callable
+        From the settings of a profile to the cells: pairs of models.
+    train : callable
+        ``train(member, store, progress=…)``: one model, trained or taken from the store.
+    measure : callable
+        ``measure(pair, store, progress=…)``: rows of the table.
+    size : callable
+        From a member to what training it takes.
+    by : tuple of str
+        Columns by which a summary tells results apart.
+    """
+
+    pairs: Callable[[Any], list[Any]]
+    train: Callable[..., Any]
+    measure: Callable[..., list[dict[str, Any]]]
+    size: Callable[[Any], Size]
+    by: tuple[str, ...]

@@ -1,0 +1,430 @@
+"""Overlap in vision: two classifiers share samples of every class (dataset overlap) or whole classes (task overlap)."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from repsim_utils import overlap as splitting
+from repsim_utils.datasets import color_shape_digit, vision
+from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
+from repsim_utils.datasets.vision import Images
+from repsim_utils.experiments.common import Architecture, Frozen, Seeds
+from repsim_utils.features import represent
+from repsim_utils.metrics import PAPER, PUBLISHED, report
+from repsim_utils.models import vision as models
+from repsim_utils.models.vision import Classifier, build
+from repsim_utils.overlap import ClassSplit, Split, split_by_class, split_by_example
+from repsim_utils.plan import Size
+from repsim_utils.store import Run, Store
+from repsim_utils.training import vision as training
+from repsim_utils.training.vision import Recipe, accuracy, train
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raised when the same pair gives other measurements
+Kind = Literal["dataset_overlap_vision", "task_overlap_vision"]
+DATASET: Kind = "dataset_overlap_vision"
+TASK: Kind = "task_overlap_vision"
+DRAWN = "color_shape_digit"  # the data set that needs no download
+SUMMARY = ("dataset", "architecture", "probe", "metric", "overlap")
+LEAST_PROBE = 30  # images; metrics that look at ten neighbours or ten dimensions say nothing with fewer
+GROUPS = ("common_classes", "classes_seen_by_one", "classes_seen_by_none")
+
+
+class Data(Frozen):
+    """What the two models of a pair divide, and what is held out; a bare text is read as the source.
+
+    `source` is ``color_shape_digit``, a name of `repsim_utils.datasets.vision.NAMES`, or a folder of images in class
+    folders. `n_per_class` bounds the images of a class that the models divide (None: all). ColorShapeDigit, whose
+    images each seed draws anew, has as many as `n_per_class` says; its classes are combinations of `factors`.
+    """
+
+    source: str = Field(min_length=1)
+    n_per_class: int | None = Field(None, ge=2)
+    size: int | None = Field(None, ge=16)
+    difficulty: float = Field(1.0, ge=0, le=1)
+    factors: tuple[str, ...] = ("shape", "digit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"source": str(value)} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _drawn_evenly(self) -> Data:
+        if self.source == DRAWN and (self.n_per_class is None or self.n_per_class % self.combinations):
+            raise ValueError(
+                f"n_per_class of {DRAWN} must be a multiple of {self.combinations}, its combinations a class"
+            )
+        return self
+
+    @property
+    def combinations(self) -> int:
+        """Combinations of shape, digit and color in a class of ColorShapeDigit."""
+        return N_COMBINATIONS // len(class_names(*self.factors))
+
+    @property
+    def name(self) -> str:
+        """The source, or the name of the folder."""
+        return self.source if self.source in (DRAWN, *vision.NAMES) else Path(self.source).resolve().name
+
+
+def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(0 <= value <= 1 for value in values) or len(set(values)) < len(values):
+        raise ValueError("overlaps are different numbers between 0 and 1")
+    return values
+
+
+Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_between_0_and_1)]
+
+
+class Trainee(Frozen):
+    """A network and its recipe; `seeds` and `overlaps` stand in for those of all networks."""
+
+    network: Architecture
+    recipe: Recipe
+    seeds: Seeds | None = None
+    overlaps: Overlaps | None = None
+
+
+def _single(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class Settings(Frozen):
+    """What a profile says of an experiment on overlap.
+
+    `models` are named by what tables call them; `architectures` picks some of them (None: all). A pair is measured on
+    held-out images (`n_test` a class; None: all) and on the data sets in `probes`, at most `n_probe` images each, if
+    that is one of every class. Of classes that both, one or none of the models has seen, a probe takes `probe_classes`,
+    the same ones at every overlap (None: all that there are).
+    """
+
+    seeds: Seeds
+    overlaps: Overlaps
+    mode: Literal["constrained", "unconstrained"] = "constrained"
+    data: Annotated[tuple[Data, ...], BeforeValidator(_single), Field(min_length=1)]
+    models: dict[str, Trainee] = Field(min_length=1)
+    architectures: tuple[str, ...] | None = Field(None, min_length=1)
+    probes: tuple[str, ...] = ()
+    n_test: int | None = Field(None, ge=1)
+    n_probe: int = Field(10_000, ge=20)
+    probe_classes: int | None = Field(None, ge=2)
+    n_permutations: int = Field(200, ge=19)
+
+    @model_validator(mode="after")
+    def _known(self) -> Settings:
+        unknown = sorted(set(self.architectures or ()) - set(self.models))
+        if unknown:
+            raise ValueError(f"no architecture {', '.join(unknown)}; choose from {', '.join(self.models)}")
+        if len(set(self.architectures or ())) < len(self.architectures or ()):
+            raise ValueError(f"architectures must be different ones, got {', '.join(self.architectures or ())}")
+        for name in self.probes:
+            if name not in vision.NAMES and not Path(name).is_dir():
+                raise ValueError(f"probes are of {', '.join(vision.NAMES)}, or folders of images; got {name}")
+        return self
+
+
+class Member(Frozen):
+    """One model: what it is trained on, and how."""
+
+    kind: Literal["models"] = "models"
+    version: tuple[int, int, int] = (splitting.VERSION, models.VERSION, training.VERSION)
+    by: Literal["example", "class"]
+    which: Literal[1, 2]
+    overlap: float
+    mode: Literal["constrained", "unconstrained"]
+    seed: int
+    data: Data
+    fingerprint: str
+    network: Architecture
+    recipe: Recipe
+
+
+class Pair(Frozen):
+    """One cell of an experiment: two models, and what is measured on them."""
+
+    kind: Kind
+    version: int = VERSION
+    architecture: str
+    overlap: float
+    first: Member
+    second: Member
+    probes: tuple[str, ...]
+    n_test: int | None
+    n_probe: int
+    probe_classes: int | None
+    n_permutations: int
+
+    @property
+    def members(self) -> tuple[Member, Member]:
+        """Models that must have been trained before the pair is measured."""
+        return self.first, self.second
+
+
+def pairs(settings: Settings, kind: Kind) -> list[Pair]:
+    """Every cell of an experiment, seed by seed."""
+    cells = []
+    for data in settings.data:
+        print_of = _fingerprint(data)
+        _check_held_out(data, settings.n_test)
+        for name in settings.architectures or settings.models:
+            model = settings.models[name]
+            for seed in model.seeds or settings.seeds:
+                for overlap in model.overlaps or settings.overlaps:
+                    common: dict[str, Any] = {"by": "example" if kind == DATASET else "class", "mode": settings.mode}
+                    common |= {"seed": seed, "data": data, "fingerprint": print_of}
+                    common |= {"network": model.network, "recipe": model.recipe}
+                    # In constrained mode the first model's half is the same at every overlap, and it is trained once.
+                    alone = 0.0 if settings.mode == "constrained" else overlap
+                    first, second = Member(which=1, overlap=alone, **common), Member(which=2, overlap=overlap, **common)
+                    measured = settings.model_dump(
+                        include={"probes", "n_test", "n_probe", "probe_classes", "n_permutations"}
+                    )
+                    cells.append(
+                        Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
+                    )
+    return cells
+
+
+def _fingerprint(data: Data) -> str:
+    if data.source == DRAWN:
+        return f"{DRAWN}-{color_shape_digit.VERSION}"
+    return f"{vision.fingerprint(data.source, data.size)}-{vision.VERSION}"
+
+
+def _check_held_out(data: Data, n_test: int | None) -> None:
+    """Refuse, before anything is trained, what could not be measured."""
+    if data.source == DRAWN:
+        n = len(class_names(*data.factors)) * (n_test or LEAST_PROBE)
+    elif data.source in vision.ABOUT:
+        n = vision.ABOUT[data.source].n_classes * (n_test or LEAST_PROBE)
+    else:
+        n = len(held_out(data, n_test, 0).labels)
+    if n < LEAST_PROBE:
+        raise ValueError(
+            f"{data.name} has {n} held-out images, and a probe needs {LEAST_PROBE}: give more of each class"
+        )
+
+
+@lru_cache(maxsize=4)
+def pool(data: Data, seed: int) -> Images:
+    """Images that the two models of a seed divide."""
+    if data.source == DRAWN:
+        assert data.n_per_class is not None
+        return _drawn(data, "train", data.n_per_class, seed)
+    images = vision.load(data.source, "train", size=data.size)
+    return images if data.n_per_class is None else _subset(images, _some(images.labels, data.n_per_class, seed))
+
+
+@lru_cache(maxsize=4)
+def held_out(data: Data, n_test: int | None, seed: int) -> Images:
+    """Images that no model has seen, of every class."""
+    if data.source == DRAWN:
+        return _drawn(data, "test", n_test or 10 * data.combinations, seed)
+    images = vision.load(data.source, "test", size=data.size)
+    return images if n_test is None else _subset(images, _some(images.labels, n_test, seed))
+
+
+def _drawn(data: Data, split: str, n_per_class: int, seed: int) -> Images:
+    n = max(1, n_per_class // data.combinations)
+    drawn = ColorShapeDigit(n, split=split, seed=seed, size=data.size or 28, difficulty=data.difficulty)
+    labels, names = drawn.labels(*data.factors)
+    return Images(drawn.images, labels, names)
+
+
+def _some(labels: Tensor, n: int, seed: int) -> NDArray[np.int64]:
+    """Indices of at most n samples of each class, sorted."""
+    rng, array = np.random.default_rng(seed), labels.numpy()
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(array == c))[:n] for c in np.unique(array)]))
+
+
+def _subset(images: Images, index: NDArray[np.int64]) -> Images:
+    rows = torch.from_numpy(index)
+    return Images(images.images[rows], images.labels[rows], images.classes)
+
+
+def split(member: Member) -> Split:
+    """What the two models are trained on, as indices into the pool; see `repsim_utils.overlap`."""
+    function = split_by_example if member.by == "example" else split_by_class
+    return function(pool(member.data, member.seed).labels.numpy(), member.overlap, seed=member.seed, mode=member.mode)
+
+
+def label_map(member: Member) -> dict[int, int]:
+    """New label of every class that the model is trained on."""
+    parts = split(member)
+    if isinstance(parts, ClassSplit):
+        return parts.label_map_first if member.which == 1 else parts.label_map_second
+    return {label: label for label in range(len(pool(member.data, member.seed).classes))}
+
+
+def _relabelled(images: Images, names: dict[int, int]) -> tuple[Tensor, Tensor]:
+    """Images of some classes, with their new labels."""
+    known = torch.isin(images.labels, torch.tensor(sorted(names)))
+    labels = torch.tensor([names[int(label)] for label in images.labels[known]])
+    return images.images[known], labels
+
+
+def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
+    """The run of one model: from the store, or trained now and kept there."""
+    config = member.model_dump(mode="json")
+    run = store.load(member.kind, config)
+    if run is None:
+        parts, images = split(member), pool(member.data, member.seed)
+        mine = _subset(images, parts.first if member.which == 1 else parts.second)
+        model = _build(member)
+        train(model, *_relabelled(mine, label_map(member)), member.recipe, seed=_own_seed(member), progress=progress)
+        run = store.save(member.kind, config, {"n_train": len(mine.labels)}, model.state_dict())
+    return run
+
+
+def _own_seed(member: Member) -> int:
+    """The two models of a pair start from other weights and see their batches in another order."""
+    return 2 * member.seed + member.which - 1
+
+
+def _build(member: Member, *, download: bool = True) -> Classifier:
+    n_classes, seed = len(label_map(member)), _own_seed(member)
+    return build(n_classes=n_classes, seed=seed, download=download, **member.network.model_dump())
+
+
+def size(member: Member) -> Size:
+    """What training a model takes, known without the data unless they are a folder."""
+    data = member.data
+    if data.source == DRAWN:
+        counts, pixels = [data.n_per_class or 0] * len(class_names(*data.factors)), data.size or 28
+    elif data.source in vision.ABOUT:
+        about = vision.ABOUT[data.source]
+        each = min(about.n_train // about.n_classes, data.n_per_class or about.n_train)
+        counts, pixels = [each] * about.n_classes, data.size or about.size
+    else:
+        images = pool(data, member.seed)
+        counts, pixels = torch.bincount(images.labels).tolist(), images.images.shape[-1]
+    n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, tuple(counts))
+    network = {"n_classes": n_classes} | member.network.model_dump()
+    return Size(data.name, network, n_train, member.recipe.epochs, pixels)
+
+
+@lru_cache(maxsize=1024)
+def _seen(by: str, mode: str, overlap: float, which: int, counts: tuple[int, ...]) -> tuple[int, int]:
+    """Classes and images that a model sees, given the number of images of each class."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if by == "example":
+        parts = split_by_example(labels, overlap, seed=0, mode=mode)
+        return len(counts), len(parts.first if which == 1 else parts.second)
+    parts = split_by_class(labels, overlap, seed=0, mode=mode)
+    return len(parts.classes_first), len(parts.first if which == 1 else parts.second)
+
+
+def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Classifier, Classifier]:
+    """Both models of a pair, trained or taken from the store, in evaluation mode."""
+    pair_of_models = []
+    for member in pair.members:
+        run = trained(member, store, progress=progress)
+        model = _build(member, download=False)
+        model.load_state_dict(run.weights())
+        pair_of_models.append(model.eval())
+    return pair_of_models[0], pair_of_models[1]
+
+
+def probes(pair: Pair) -> dict[str, Tensor]:
+    """Images on which the pair is measured, uint8 (n, 3, h, w), by the name of the probe.
+
+    A probe without images (classes that both have seen, where they share none) is left out, and so is, with a warning,
+    one of fewer than `LEAST_PROBE`.
+    """
+    member = pair.second
+    images = held_out(member.data, pair.n_test, member.seed)
+    by_name = {member.data.name: _evenly(images, range(len(images.classes)), pair.n_probe)}
+    if member.by == "class":
+        groups = class_groups(member, pair.probe_classes)
+        if pair.probe_classes is not None:  # and as published: all classes of a group, whose number follows the overlap
+            groups |= {f"{name}_all": classes for name, classes in class_groups(member).items()}
+        by_name |= {name: _evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
+    size = images.images.shape[-1]
+    for name in pair.probes:
+        other = vision.load(name, "test", size=size)
+        by_name[name] = _evenly(other, range(len(other.classes)), pair.n_probe)
+    for name in [name for name, chosen in by_name.items() if len(chosen) < LEAST_PROBE]:
+        log.warning("probe %s of %s has %d images, too few: left out", name, member.data.name, len(by_name.pop(name)))
+    return by_name
+
+
+def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
+    """Classes that both, exactly one and none of two models have seen, given the second model of the pair.
+
+    With `n`, as many of each group: the same classes at every overlap (in constrained mode) at which the group has that
+    many, half of those seen by one from each model.
+    """
+    parts = split(member)
+    assert isinstance(parts, ClassSplit)
+    first, second = set(parts.classes_first.tolist()), set(parts.classes_second.tolist())
+    apart = split(member.model_copy(update={"overlap": 0.0}))  # the order in which classes become common
+    assert isinstance(apart, ClassSplit)
+    order = apart.label_map_first | apart.label_map_second
+
+    def some(classes: set[int], count: int | None, last: bool = False) -> list[int]:
+        return sorted(classes, key=lambda c: (order.get(c, len(order)), c), reverse=last)[:count]
+
+    half = None if n is None else n // 2
+    lone = some(first - second, half) + some(second - first, half)
+    every = set(range(len(pool(member.data, member.seed).classes)))
+    return dict(zip(GROUPS, (some(first & second, n, True), lone, some(every - first - second, n, True)), strict=True))
+
+
+def _evenly(images: Images, classes: Any, n: int) -> Tensor:
+    """At most n images, as many of each class as of the others."""
+    wanted = torch.tensor(sorted(classes))
+    rows = torch.nonzero(torch.isin(images.labels, wanted))[:, 0]
+    return images.images[rows[torch.from_numpy(_some(images.labels[rows], max(1, n // len(wanted)), 0))]]
+
+
+def representations(pair: Pair, store: Store, *, progress: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both models' representations of every probe: float32 (n, d) each, rows matched."""
+    first, second = train_pair(pair, store, progress=progress)
+    return {name: (represent(first, images), represent(second, images)) for name, images in probes(pair).items()}
+
+
+def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
+    """Similarity of the pair on every probe with its chance level, and each model's accuracy on its own classes.
+
+    The metrics are the paper's eight, and the three of them that published tables define otherwise as published.
+
+    Parameters
+    ----------
+    pair : Pair
+    store : Store
+        Where trained models are looked for and kept.
+    progress : bool
+
+    Returns
+    -------
+    list of dict
+        One row a measurement: ``probe, n_probe, metric, value``, and of similarities ``null_mean, p_value`` (see
+        `repsim_utils.metrics.Calibrated`).
+    """
+    pair_of_models = train_pair(pair, store, progress=progress)
+    seed, data = pair.second.seed, pair.second.data
+    rows: list[dict[str, Any]] = []
+    for name, images in probes(pair).items():
+        x, y = (represent(model, images) for model in pair_of_models)
+        found = report(
+            x, y, [*PAPER, *PUBLISHED.values()], intervals=False, n_permutations=pair.n_permutations, seed=seed
+        )
+        wanted = ("metric", "value", "null_mean", "p_value")
+        rows += [{"probe": name, "n_probe": len(images)} | {key: one[key] for key in wanted} for one in found]
+    test = held_out(data, pair.n_test, seed)
+    for which, member, model in zip(("first", "second"), pair.members, pair_of_models, strict=True):
+        images, labels = _relabelled(test, label_map(member))
+        score = accuracy(model, images, labels)
+        rows.append({"probe": data.name, "n_probe": len(images), "metric": f"accuracy_{which}", "value": score})
+    about = {"dataset": data.name, "architecture": pair.architecture, "overlap": pair.overlap, "seed": seed}
+    return [about | {"realised_overlap": split(pair.second).overlap} | row for row in rows]

@@ -1,0 +1,287 @@
+"""Sweeps on workers: the same table as in one process, whatever happens to a worker."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from repsim_utils import cluster
+from repsim_utils.experiments import vision
+from repsim_utils.store import Store, StoreError
+from repsim_utils.sweep import SweepError, _train_there, sweep
+from tests import tiny
+
+CELLS = vision.pairs(tiny.settings(), kind=vision.DATASET)
+N_MODELS = 8  # of two seeds: one first model, and a second one at each of three overlaps
+
+
+def comparable(table):
+    return table.drop(columns=["date", "wall_seconds"])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The table of one process, as single-threaded as a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return comparable(
+            sweep(vision.measure_pair, CELLS, store=Store(tmp_path_factory.mktemp("reference")), progress=False)
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with cluster.workers(2) as client:
+        yield client
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def on(client, store, measure=tiny.measure, train=tiny.train, cells=CELLS):
+    return sweep(measure, cells, train=train, store=store, client=client, progress=False)
+
+
+def test_two_workers_share_the_work_and_train_each_model_once(client, store, reference):
+    pd.testing.assert_frame_equal(comparable(on(client, store)), reference)
+    trained = tiny.noted(store, "train")
+    assert len(trained) == len({line.rsplit(" ", 1)[0] for line in trained}) == N_MODELS
+    processes = {line.split()[-1] for line in trained}
+    assert len(processes) == 2 and str(os.getpid()) not in processes
+    assert not list(store.root.glob(".seen*"))
+
+
+def test_what_is_finished_is_not_sent_to_a_worker(client, store):
+    table = on(client, store, cells=CELLS[:3])
+    n = len(tiny.noted(store, ""))
+    whole = on(client, store)
+    again = tiny.noted(store, "")[n:]
+    assert len([line for line in again if line.startswith("measure")]) == len(CELLS) - 3
+    pd.testing.assert_frame_equal(whole[: len(table)], table)
+
+
+def test_one_of_two_workers_is_killed_in_mid_sweep(store, reference):
+    killed = []
+
+    def kill_one():
+        wait_until(lambda: list((store.root / vision.DATASET).glob("[0-9a-f]*")))
+        killed.append(int(tiny.noted(store, "train")[-1].split()[-1]))  # one that has just begun a model
+        os.kill(killed[0], signal.SIGKILL)
+
+    with cluster.workers(2) as client:
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        table = on(client, store)
+        killer.join()
+    pd.testing.assert_frame_equal(comparable(table), reference)
+    after = tiny.noted(store, "")
+    assert killed and any(line.split()[-1] != str(killed[0]) for line in after)
+
+
+def test_a_failed_cell_is_reported_with_its_configuration_and_the_others_run(client, store):
+    with pytest.raises(SweepError) as caught:
+        on(client, store, measure=tiny.measure_some)
+    ((config, trace),) = caught.value.failures
+    assert (config.second.seed, config.overlap) == (1, 0.6)
+    assert "ZeroDivisionError: not this one" in trace and "tiny.py" in trace
+    assert repr(config) in str(caught.value) and caught.value.table["key"].nunique() == len(CELLS) - 1
+    assert on(client, store)["key"].nunique() == len(CELLS)
+
+
+def test_a_failed_model_fails_its_cells_with_one_traceback(client, store):
+    with pytest.raises(SweepError) as caught:
+        on(client, store, train=tiny.train_some)
+    assert [config.second.seed for config, _ in caught.value.failures] == [1, 1, 1]
+    assert str(caught.value).count("ZeroDivisionError: not this model") == 1
+    assert caught.value.table["key"].nunique() == 3
+
+
+def test_a_store_that_a_worker_does_not_see_is_refused(client, tmp_path):
+    task = client.submit(_train_there, tiny.train, CELLS[0].first, str(tmp_path), "no-such-mark", pure=False)
+    with pytest.raises(StoreError, match=r"does not see the store .*: name a folder, with --store"):
+        task.result()
+
+
+def test_no_workers_is_this_process():
+    with cluster.workers(0) as client:
+        assert client is None
+    with pytest.raises(ValueError, match="0 or more, got -1"), cluster.workers(-1):
+        pass
+
+
+def test_no_scheduler_is_said():
+    with (
+        pytest.raises(
+            cluster.ClusterError,
+            match=r"no scheduler answers at tcp://127\.0\.0\.1:9 \(.*\); start one: dask scheduler",
+        ),
+        cluster.workers(scheduler="tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+SETTINGS = ["-p", "seeds=[0]", "-p", "architectures=[small_resnet]", "-p", "n_permutations=19"]
+
+
+def command(*arguments):
+    return [str(Path(sys.executable).with_name("repsim")), *arguments]
+
+
+def started(arguments, **options):
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def wait_for(process, pattern):
+    """Read a process's output up to a line that matches."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(pattern, line):
+            return found
+    raise AssertionError(f"the process ended without {pattern}:\n{''.join(lines)}")
+
+
+def wait_until(condition, seconds=90):
+    """Look again and again, and fail if it never comes true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def trained(root):
+    return list((root / "models").glob("[0-9a-f]*"))
+
+
+def status(store):
+    done = subprocess.run(
+        command("status", "dataset_overlap_vision", "--store", str(store), *SETTINGS), capture_output=True, text=True
+    )
+    return [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+)", done.stdout)]
+
+
+@pytest.fixture
+def run_on(tmp_path):
+    """Start ``repsim run`` with further arguments; every process is ended."""
+    processes = []
+
+    def start(arguments, **options):
+        processes.append(started(arguments, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)
+
+
+def test_a_scheduler_and_two_workers_started_by_hand(run_on, tmp_path):
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = run_on([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"])
+    address = wait_for(scheduler, r"Scheduler at:\s+(tcp://\S+)").group(1)
+    run = run_on(
+        command("run", "dataset_overlap_vision", "--scheduler", address, "--store", str(tmp_path / "s"), *SETTINGS)
+    )
+    wait_for(run, "has no workers yet; waiting for the first")
+    assert status(tmp_path / "s") == [(0, 2), (0, 3)]  # nothing is done here
+    for _ in range(2):
+        run_on([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"])
+    output = run.stdout.read()
+    assert run.wait(120) == 0, output
+    assert re.search(r"color_shape_digit small_resnet color_shape_digit\s+cka\s+1\.000 0\.\d{3}", output), output
+    assert status(tmp_path / "s") == [(2, 2), (3, 3)]
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, tmp_path):
+    arguments = command("run", "dataset_overlap_vision", "--workers", "2", "--store", str(tmp_path), *SETTINGS)
+    run = run_on(arguments, start_new_session=True)
+    wait_until(lambda: run.poll() is not None or trained(tmp_path))
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
+    output = run.stdout.read()
+    assert run.wait(60) == 130, output
+    assert "stopped; what is finished is kept, and the same command goes on" in output, output
+    assert "Traceback" not in output and "warn" not in output, output
+    wait_until(lambda: not _session(run.pid))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("[0-9a-f]*/weights.safetensors")}
+    assert kept and not list(tmp_path.rglob("*.tmp"))
+    finished = subprocess.run(arguments, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert kept == {path: path.stat().st_mtime_ns for path in kept} and status(tmp_path) == [(2, 2), (3, 3)]
+
+
+def _session(leader):
+    """Processes of a session that are left."""
+    lines = subprocess.run(["ps", "-s", str(leader), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    return lines.splitlines()
+
+
+def test_slurm_job_script(capfd):
+    finished = subprocess.run(
+        command(
+            "cluster",
+            "slurm",
+            "--gpus",
+            "1",
+            "--jobs",
+            "20",
+            "--partition",
+            "long",
+            "--sbatch",
+            "--qos=low",
+            "--dry-run",
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    for line in ("-p long", "--gres=gpu:1", "--cpus-per-task=4", "-t 08:00:00", "--qos=low", "-n 1"):
+        assert f"#SBATCH {line}\n" in finished.stdout
+    assert re.search(r"dask_worker tcp://\S+ .*--nthreads 1 ", finished.stdout)
+
+
+SBATCH = """#!/bin/sh
+script=$(mktemp "$JOBS.XXXXXX") && cp "$1" "$script"
+setsid sh "$script" >/dev/null 2>&1 & echo $! >> "$JOBS"
+echo "Submitted batch job $!"
+"""
+
+
+def test_slurm_jobs_do_the_work(run_on, tmp_path):
+    """With a stand-in for sbatch that runs each job script at once; a job that is lost is replaced."""
+    for name, text in (("sbatch", SBATCH), ("scancel", '#!/bin/sh\nfor j in "$@"; do kill -- -$j; done\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    jobs = tmp_path / "jobs"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOBS": str(jobs)}
+    slurm = run_on(
+        command("cluster", "slurm", "--jobs", "2", "--gpus", "0", "--memory", "2GB"),
+        env=environment,
+        start_new_session=True,
+    )
+    address = wait_for(slurm, r"--scheduler (tcp://\S+)").group(1)
+    run = run_on(
+        command("run", "dataset_overlap_vision", "--scheduler", address, "--store", str(tmp_path / "s"), *SETTINGS)
+    )
+    wait_until(lambda: run.poll() is not None or trained(tmp_path / "s"))
+    os.killpg(int(jobs.read_text().split()[0]), signal.SIGKILL)
+    output = run.stdout.read()
+    assert run.wait(120) == 0, output
+    assert status(tmp_path / "s") == [(2, 2), (3, 3)]
+    os.killpg(slurm.pid, signal.SIGINT)
+    assert slurm.wait(60) == 130
+    for job in jobs.read_text().split():
+        assert not Path(f"/proc/{job}").exists() or Path(f"/proc/{job}/stat").read_text().split()[2] == "Z"
