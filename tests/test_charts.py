@@ -186,6 +186,11 @@ def test_sources_give_every_curve_a_color_of_its_source_and_a_shape_of_its_own()
 
 def test_lines_in_panels():
     table = pd.DataFrame({"x": [0, 1] * 2, "y": [0.1, 0.2, 0.3, 0.4], "by": "one", "which": ["b", "b", "a", "a"]})
-    words = {"x_title": "x", "y_title": "y", "title": "one curve in two panels", "description": "one curve in each of two panels"}
+    words = {
+        "x_title": "x",
+        "y_title": "y",
+        "title": "one curve in two panels",
+        "description": "one curve in each of two panels",
+    }
     spec = valid(charts.lines(table, x="x", y="y", by="by", panel="which", **words))
     assert spec["facet"]["field"] == "which" and spec["facet"]["sort"] == ["b", "a"] and spec["columns"] == 2
