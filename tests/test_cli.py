@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from repsim_utils import __version__, cli, metrics, published
@@ -155,6 +157,22 @@ def test_status_and_results_before_and_after_a_run(repsim, kind):
     table = pd.read_csv(io.StringIO(repsim("results", kind, *VISION, "--csv")[1]))
     assert set(table.overlap) == {0, 1} and set(table.profile) == {"smoke"} and set(table.experiment) == {kind}
     assert ran[1].split()[:8] == ["dataset", "architecture", "probe", "metric", "overlap", "mean", "low", "high"]
+
+
+@pytest.mark.parametrize("kind", [vision.DATASET, vision.TASK])
+def test_a_folder_of_images_goes_all_the_way(repsim, tmp_path, monkeypatch, kind):
+    """As a stranger would: one folder of pictures for each class, all sizes and formats, and nothing else said."""
+    monkeypatch.setenv("REPSIM_DATA", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("birds", "cars", "dogs", "trees")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(60):
+            pixels = rng.integers(0, 90, (24 + i, 40, 3), dtype=np.uint8) + np.uint8(50 * number)
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.{('png', 'jpg')[i % 2]}")
+    code, out, err = repsim("run", kind, "-p", f"data={tmp_path / 'mine'}", "--workers", "0")
+    assert code == 0, err
+    assert re.search(r"mine +small_resnet +mine +cka +1\.000 +\d\.\d{3}", out)
+    assert re.search(r"mine +small_vit +digits +mutual_knn +0\.000 +\d\.\d{3}", out)
 
 
 def test_plan_adds_up(repsim):

@@ -19,8 +19,9 @@ VERSION = 1  # raised when the same recipe and seed give another model
 class Recipe(BaseModel):
     """How a classifier is trained: a learning rate that rises to one peak and falls to zero.
 
-    `momentum` is of SGD; AdamW has its usual averages (0.9, 0.999). Lengths of `translate` and `cutout` are in pixels;
-    `jitter` is the largest relative change of brightness, contrast and saturation.
+    `batch_size` is the largest: fewer images make one batch. `momentum` is of SGD; AdamW has its usual averages (0.9,
+    0.999). Lengths of `translate` and `cutout` are in pixels; `jitter` is the largest relative change of brightness,
+    contrast and saturation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -71,24 +72,24 @@ def train(
     Raises
     ------
     ValueError
-        If images and labels do not match, are fewer than one batch, or the loss is not finite.
+        If images and labels do not match, there are fewer than two, or the loss is not finite.
     """
     n = len(images)
-    if len(labels) != n or n < recipe.batch_size:
-        raise ValueError(f"training needs as many labels as images and at least one batch of {recipe.batch_size}; "
-                         f"got {n} images and {len(labels)} labels")  # fmt: skip
+    if len(labels) != n or n < 2:
+        raise ValueError(f"training needs two images or more, and as many labels; got {n} images, {len(labels)} labels")
+    batch_size = min(recipe.batch_size, n)
     where = device()
     model.to(where).train()
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
     generator = torch.Generator().manual_seed(seed)
-    steps = n // recipe.batch_size
+    steps = n // batch_size
     for epoch in (bar := tqdm(range(recipe.epochs), desc="train", unit="epoch", leave=False, disable=not progress)):
         order = torch.randperm(n, generator=generator)
         for step in range(steps):
             when = epoch + step / steps
             optimizer.param_groups[0]["lr"] = np.interp(when, [0, recipe.peak_epoch, recipe.epochs], [0, recipe.lr, 0])
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            batch = order[step * batch_size : (step + 1) * batch_size]
             x = augment(images[batch].to(where), recipe, generator)
             y = labels[batch].to(where)
             loss = F.cross_entropy(model(x), y, label_smoothing=recipe.label_smoothing)

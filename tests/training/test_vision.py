@@ -157,10 +157,21 @@ def test_accuracy_counts_every_image_once(batch_size):
     assert accuracy(model, images, labels, batch_size=batch_size) == pytest.approx((guesses == labels).double().mean())
 
 
+def test_fewer_images_than_a_batch_are_one_batch():
+    images, labels = easy_task(20)
+    few, exact = (
+        train(small_model(), images, labels, Recipe(**PLAIN | {"batch_size": size}), seed=0, progress=False)
+        for size in (32, 20)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(few.parameters(), exact.parameters(), strict=True))
+    before = small_model()
+    assert not any(torch.equal(a, b) for a, b in zip(few.parameters(), before.parameters(), strict=True))
+
+
 def test_errors():
     images, labels = easy_task(40)
-    for n_images, n_labels in ((40, 39), (31, 31)):
-        with pytest.raises(ValueError, match=f"one batch of 32; got {n_images} images and {n_labels} labels"):
+    for n_images, n_labels in ((40, 39), (1, 1)):
+        with pytest.raises(ValueError, match=f"and as many labels; got {n_images} images, {n_labels} labels"):
             train(small_model(), images[:n_images], labels[:n_labels], Recipe(**PLAIN), seed=0, progress=False)
     with pytest.raises(ValueError, match=r"training diverged in epoch \d: the loss is nan; lower lr = 1e\+20"):
         train(small_model(), images, labels, Recipe(**PLAIN | {"lr": 1e20, "peak_epoch": 0.5}), seed=0, progress=False)
@@ -173,6 +184,24 @@ def test_errors():
 def test_bad_recipes_are_refused(change):
     with pytest.raises(ValidationError, match=next(iter(change))):
         Recipe(**PLAIN | change)
+
+
+def test_adamw_is_adamw():
+    """One step of each optimiser, by hand: AdamW's first step has the size of the learning rate in every weight."""
+    images, labels = easy_task(32)
+    plain = PLAIN | {"epochs": 1, "batch_size": 16, "lr": 0.01, "peak_epoch": 0.5, "weight_decay": 0, "momentum": 0}
+    for optimizer in ("sgd", "adamw"):
+        model, before = small_model(), small_model()
+        train(model, images, labels, Recipe(**plain, optimizer=optimizer), seed=0, progress=False)
+        moved = [(a - b).abs().max() for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+        # two steps: the first with rate 0, the second at the peak
+        assert all(size <= 0.0101 for size in moved) or optimizer == "sgd"
+        assert (max(moved) == pytest.approx(0.01, rel=0.3)) == (optimizer == "adamw")
+
+
+def test_the_optimizer_is_in_the_key_only_where_it_is_not_sgd():
+    assert "optimizer" not in Recipe(**PLAIN).model_dump(mode="json")
+    assert Recipe(**PLAIN, optimizer="adamw").model_dump(mode="json")["optimizer"] == "adamw"
 
 
 def test_a_peak_after_the_last_epoch_is_refused():
