@@ -5,7 +5,7 @@ import re
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import task_only
+from repsim_utils.experiments import task_only, vision
 from repsim_utils.files import data_folder
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
@@ -14,7 +14,7 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
-    assert FILES == ["task_only"]
+    assert FILES == ["dataset_overlap_vision", "task_only"]
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -47,6 +47,49 @@ def test_task_only_cell_comes_out_again(tmp_path):
         assert again[name] == pytest.approx(then[name], abs=0.1), name
     assert again["accuracy_first"] == pytest.approx(then["accuracy_first"], abs=0.03)
     assert again["accuracy_second"] == pytest.approx(then["accuracy_second"], abs=0.03)
+
+
+OVERLAP = [vision.DATASET]
+
+
+@pytest.mark.parametrize("kind", OVERLAP)
+def test_overlap_in_vision_is_the_laptop_profile_of_this_code(kind):
+    table = published.recorded(kind)
+    cells = vision.pairs(profiles.load("laptop", kind), kind)
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert set(table["profile"]) == {"laptop"} and not table.duplicated(["key", "probe", "metric"]).any()
+    assert table["seed"].nunique() >= 8 and table["overlap"].nunique() >= 6 and table["architecture"].nunique() == 2
+    assert (table["realised_overlap"] - table["overlap"]).abs().max() < 1e-6
+    sizes = table[table.metric == "cka"].groupby("probe").n_probe.nunique()
+    assert (sizes[~sizes.index.str.endswith("_all")] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "probe"),
+    [
+        (vision.DATASET, "color_shape_digit"),
+    ],
+)
+def test_cka_of_the_resnet_rises_with_overlap(kind, probe):
+    """What the chapters say: the interval of the slope, over seeds, leaves out 0."""
+    table = published.recorded(kind)
+    rows = table[(table.metric == "cka") & (table.probe == probe) & (table.architecture == "small_resnet")]
+    assert analysis.trend(rows).low > 0
+
+
+@pytest.mark.parametrize("kind", OVERLAP)
+def test_a_cell_on_overlap_in_vision_comes_out_again(kind, tmp_path):
+    """Everything in common, seed 0. Threads and machines lead training elsewhere, though not far."""
+    (cell,) = vision.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=["small_resnet"]), kind)
+    again = sweep(vision.measure_pair, [cell], store=Store(tmp_path), progress=False)
+    table = published.recorded(kind)
+    then = table[table["key"] == key(cell.model_dump(mode="json"))]
+    both = again.merge(then, on=["probe", "metric"], suffixes=("", "_then"), validate="one_to_one")
+    assert len(both) == len(again) == len(then)
+    far = {"cka": 0.08, "unbiased_cka": 0.08, "svcca": 0.12, "mutual_knn": 0.06, "cycle_knn": 0.1}
+    far |= {"accuracy_first": 0.08, "accuracy_second": 0.08}
+    for row in both[both.metric.isin(far)].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.metric)
 
 
 def test_main_figure_is_drawn_from_the_recorded_table(tmp_path):

@@ -16,7 +16,9 @@ CHARTS = {
     "measuring/subspaces_and_shapes.html": 10,
     "measuring/significance.html": 3,
     "datasets/color_shape_digit.html": 6,
+    "datasets/splitting.html": 7,
     "causes/task_only.html": 4,
+    "causes/dataset_overlap_vision.html": 6,
 }
 
 
