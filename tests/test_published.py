@@ -7,7 +7,7 @@ from repsim_utils import files, published
 
 COLUMNS = ["experiment", "model", "training", "dataset", "probe", "metric", "overlap", "mean", "sd", "n"]
 RECORDED = [
-    "experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "probe", "metric", "value",
+    "experiment", "key", "profile", "dataset", "architecture", "overlap", "seed", "probe", "metric", "value",
     "version", "date", "wall_seconds",
 ]  # fmt: skip
 
