@@ -14,7 +14,7 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
-    assert FILES == ["dataset_overlap_vision", "task_only"]
+    assert FILES == ["dataset_overlap_vision", "task_only", "task_overlap_vision"]
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -49,7 +49,7 @@ def test_task_only_cell_comes_out_again(tmp_path):
     assert again["accuracy_second"] == pytest.approx(then["accuracy_second"], abs=0.03)
 
 
-OVERLAP = [vision.DATASET]
+OVERLAP = [vision.DATASET, vision.TASK]
 
 
 @pytest.mark.parametrize("kind", OVERLAP)
@@ -68,6 +68,9 @@ def test_overlap_in_vision_is_the_laptop_profile_of_this_code(kind):
     ("kind", "probe"),
     [
         (vision.DATASET, "color_shape_digit"),
+        (vision.TASK, "color_shape_digit"),
+        (vision.TASK, "classes_seen_by_one"),
+        (vision.TASK, "classes_seen_by_none"),
     ],
 )
 def test_cka_of_the_resnet_rises_with_overlap(kind, probe):

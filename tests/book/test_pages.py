@@ -19,6 +19,7 @@ CHARTS = {
     "datasets/splitting.html": 7,
     "causes/task_only.html": 4,
     "causes/dataset_overlap_vision.html": 6,
+    "causes/task_overlap_vision.html": 5,
 }
 
 
