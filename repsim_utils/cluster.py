@@ -16,6 +16,14 @@ from tqdm import tqdm
 from repsim_utils import RepsimError
 
 log = logging.getLogger(__name__)
+# Dask has the C library hand freed memory back at once, and a network's activations are then mapped anew at every step:
+# its workers trained a third slower. Below 32 MiB memory is kept instead; and nobody looks at Dask's own profile.
+_NANNY = "distributed.nanny.pre-spawn-environ"
+_FASTER = {
+    f"{_NANNY}.MALLOC_TRIM_THRESHOLD_": 2**25,
+    f"{_NANNY}.MALLOC_MMAP_THRESHOLD_": 2**25,
+    "distributed.worker.profile.enabled": False,
+}
 
 
 class ClusterError(RepsimError):
@@ -47,12 +55,17 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     if scheduler is None and n == 0:
         yield None
         return
+    import dask
     from distributed import Client, LocalCluster
 
     _quiet()
     if scheduler is None:
         options: Any = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "preload": __name__}
-        with LocalCluster(n_workers=n, threads_per_worker=1, **options) as local, Client(local) as client:
+        with (
+            dask.config.set(_FASTER),
+            LocalCluster(n_workers=n, threads_per_worker=1, **options) as local,
+            Client(local) as client,
+        ):
             yield client
         return
     try:
