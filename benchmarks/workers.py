@@ -17,7 +17,7 @@ from repsim_utils.experiments import vision
 from repsim_utils.store import Store
 from repsim_utils.sweep import sweep
 
-SETTINGS = {"seeds": [0, 1], "overlaps": [0, 0.5, 1], "architectures": ["small_resnet"]}
+SETTINGS = {"seeds": [0, 1, 2, 3], "overlaps": [0, 0.5, 1], "architectures": ["small_resnet"]}
 
 
 def main() -> None:
