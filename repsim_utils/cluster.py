@@ -16,8 +16,8 @@ from tqdm import tqdm
 from repsim_utils import RepsimError
 
 log = logging.getLogger(__name__)
-# Dask has the C library hand freed memory back at once, and a network's activations are then mapped anew at every step:
-# its workers trained a third slower. Below 32 MiB memory is kept instead; and nobody looks at Dask's own profile.
+# Dask has the C library hand freed memory back at once, so that a network's activations are mapped anew at every step:
+# the ratio of benchmarks/workers.py was 0.78. Keep it, below 32 MiB; and nobody looks at Dask's own profile.
 _NANNY = "distributed.nanny.pre-spawn-environ"
 _FASTER = {
     f"{_NANNY}.MALLOC_TRIM_THRESHOLD_": 2**25,
