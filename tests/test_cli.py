@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from repsim_utils import __version__, cli, metrics, published
 from repsim_utils.datasets.shards import DamagedDataError
-from repsim_utils.experiments import task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, task_only, vision
 from tests.tiny import NETWORKS
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +208,7 @@ def test_failures_are_code_1(repsim, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("the cell broke")
 
-    monkeypatch.setattr(task_only, "measure_pair", broken)
+    monkeypatch.setitem(EXPERIMENTS, "task_only", EXPERIMENTS["task_only"]._replace(measure=broken))
     code, _, err = repsim("run", "task_only", *tiny(one_word))
     assert code == 1 and "2 cell(s) failed" in err and "ZeroDivisionError: the cell broke" in err
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -208,7 +209,8 @@ def test_a_scheduler_and_two_workers_started_by_hand(run_on, tmp_path):
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, tmp_path):
     arguments = command("run", "dataset_overlap_vision", "--workers", "2", "--store", str(tmp_path), *SETTINGS)
-    run = run_on(arguments, start_new_session=True)
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in background
+    run = run_on(arguments, start_new_session=True, preexec_fn=hear)
     wait_until(lambda: run.poll() is not None or trained(tmp_path))
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
     output = run.stdout.read()
