@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -145,14 +145,22 @@ def _slopes(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _expanded_percentiles(sums: NDArray[np.float64], level: float, n_resamples: int) -> tuple[float, float]:
-    units = len(sums)
-    if units < 2:
+    if len(sums) < 2:
         return float("nan"), float("nan")
-    wider = np.sqrt(units / (units - 1)) * stats.t.ppf((1 - level) / 2, units - 1)
-    tail = stats.norm.cdf(wider)
-    counts = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=n_resamples)
-    low, high = np.nanquantile(_slopes(counts @ sums), [tail, 1 - tail])
+    low, high = np.nanquantile(_slopes(_draws(len(sums), n_resamples) @ sums), _tails(len(sums), level))
     return float(low), float(high)
+
+
+def _draws(units: int, n_resamples: int) -> NDArray[np.int64]:
+    """How often each unit is in each resample."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=n_resamples)
+
+
+def _tails(units: int, level: float) -> tuple[float, float]:
+    """Quantiles of a bootstrap, expanded for few units; see `trend`."""
+    wider = np.sqrt(units / (units - 1)) * stats.t.ppf((1 - level) / 2, units - 1)
+    tail = float(stats.norm.cdf(wider))
+    return tail, 1 - tail
 
 
 def _mutual_information(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -183,3 +191,119 @@ def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.Data
         if rows[x].nunique() > 1
     ]
     return pd.DataFrame(found, columns=[*by, *Trend.__dataclass_fields__])
+
+
+def demeaned(table: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]) -> pd.DataFrame:
+    """The table with the mean of each group taken out of some columns: what is left varies within groups alone."""
+    groups = table.groupby(list(by))
+    return table.assign(**{name: table[name] - groups[name].transform("mean") for name in columns})
+
+
+def mediation(
+    table: pd.DataFrame,
+    *,
+    mediator: str,
+    x: str = "overlap",
+    y: str = "value",
+    given: Sequence[str] = (),
+    unit: str = "seed",
+    level: float = 0.95,
+    n_resamples: int = 10_000,
+) -> pd.DataFrame:
+    """How much of the effect of x on y goes hand in hand with a mediator, by linear regression.
+
+    The total effect is the slope of y on x, the direct effect that slope with the mediator held fixed, the indirect
+    effect their difference (Baron and Kenny 1986; MacKinnon et al. 2002). Where x was set by an experiment, its total
+    effect is causal. The mediator was not set: whatever else moves it together with y counts as its doing, so the split
+    is consistent with mediation at most.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a pair; rows with a missing value are left out.
+    mediator, x, y, unit : str
+        Columns.
+    given : sequence of str
+        Columns that are held fixed throughout.
+    level : float
+    n_resamples : int
+        Of the cluster bootstrap over units; see `trend`.
+
+    Returns
+    -------
+    DataFrame
+        Columns effect (total, direct, indirect, mediator: the slope of y on it with x held fixed), estimate, low, high.
+    """
+    rows = table.dropna(subset=[x, y, mediator, *given])
+    which = np.unique(rows[unit].to_numpy(), return_inverse=True)[1]
+    values = rows[[x, *given, mediator, y]].to_numpy(float)
+    values = np.column_stack([np.ones(len(rows)), values - values.mean(0)])
+    products = values[:, :, None] * values[:, None, :]
+    sums = np.stack([products[which == u].sum(0) for u in range(which.max() + 1)])
+
+    def effects(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Total, direct, indirect and mediator, from sums of products (…, q, q)."""
+        with_mediator = np.linalg.pinv(gram[..., :-1, :-1], hermitian=True) @ gram[..., :-1, -1:]
+        without = np.linalg.pinv(gram[..., :-2, :-2], hermitian=True) @ gram[..., :-2, -1:]
+        total, direct = without[..., 1, 0], with_mediator[..., 1, 0]
+        return np.stack([total, direct, total - direct, with_mediator[..., -1, 0]], -1)
+
+    found = pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"], "estimate": effects(sums.sum(0))})
+    if len(sums) < 2:
+        return found.assign(low=np.nan, high=np.nan)
+    resampled = effects(np.tensordot(_draws(len(sums), n_resamples), sums, 1))
+    low, high = np.quantile(resampled, _tails(len(sums), level), axis=0)
+    return found.assign(low=low, high=high)
+
+
+def prediction(
+    table: pd.DataFrame,
+    predictors: Mapping[str, Sequence[str]],
+    *,
+    y: str = "value",
+    unit: str = "seed",
+    level: float = 0.95,
+    n_resamples: int = 10_000,
+) -> pd.DataFrame:
+    """How well linear regression foretells y for a unit that it has not seen, from each of several sets of columns.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a pair; rows with a missing value in any column of use are left out, so that all sets see the same rows.
+    predictors : mapping
+        Columns of each set, by its name.
+    y, unit : str
+        Columns.
+    level : float
+    n_resamples : int
+        Of the cluster bootstrap over units, whose predictions stay as they are.
+
+    Returns
+    -------
+    DataFrame
+        Columns predictors, r_squared, low and high. `r_squared` is 1 - (squared errors) / (squared errors of the mean
+        of the other units): below 0 where the set foretells worse than that mean.
+    """
+    from sklearn.dummy import DummyRegressor
+    from sklearn.linear_model import LinearRegression
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+
+    columns = list(dict.fromkeys(name for names in predictors.values() for name in names))
+    rows = table.dropna(subset=[*columns, y])
+    values, units = rows[y].to_numpy(float), rows[unit].to_numpy()
+    which = np.unique(units, return_inverse=True)[1]
+
+    def errors(model: Any, names: Sequence[str]) -> Any:
+        """Squared errors, summed within each unit."""
+        told = cross_val_predict(model, rows[list(names)], values, groups=units, cv=LeaveOneGroupOut())
+        return np.bincount(which, np.square(values - told))
+
+    baseline = errors(DummyRegressor(), columns[:1])
+    draws, tails = _draws(len(baseline), n_resamples), _tails(len(baseline), level)
+    found = []
+    for name, names in predictors.items():
+        left = errors(LinearRegression(), names)
+        low, high = np.quantile(1 - (draws @ left) / (draws @ baseline), tails)
+        found.append((name, 1 - left.sum() / baseline.sum(), low, high))
+    return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])

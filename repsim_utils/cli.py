@@ -27,7 +27,9 @@ ParameterOption = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
-ExperimentArgument = Annotated[str, typer.Argument(help="task_only, dataset_overlap_vision or task_overlap_vision.")]
+ExperimentArgument = Annotated[
+    str, typer.Argument(help="task_only, dataset_overlap_vision, task_overlap_vision or adversarial_transfer.")
+]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
 

@@ -65,7 +65,7 @@ def test_module_runs_as_a_program():
     code = "from repsim_utils.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "run", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == (
-        "repsim: unknown experiment 'nothing'; choose from task_only, dataset_overlap_vision, task_overlap_vision\n"
+        f"repsim: unknown experiment 'nothing'; choose from {', '.join(EXPERIMENTS)}\n"
     )
 
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from repsim_utils.experiments import task_only, vision
+from repsim_utils.experiments import adversarial_transfer, task_only, vision
 from repsim_utils.experiments.common import Experiment
 
 
@@ -17,4 +17,11 @@ EXPERIMENTS = {
     ),
     vision.DATASET: _vision(vision.DATASET),
     vision.TASK: _vision(vision.TASK),
+    adversarial_transfer.EXPERIMENT: Experiment(
+        adversarial_transfer.pairs,
+        vision.trained,
+        adversarial_transfer.measure_pair,
+        vision.size,
+        adversarial_transfer.SUMMARY,
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,9 +49,9 @@ class Data(Frozen):
     """
 
     source: str = Field(min_length=1)
-    n_per_class: int | None = Field(None, ge=2)
-    size: int | None = Field(None, ge=16)
-    difficulty: float = Field(1.0, ge=0, le=1)
+    n_per_class: int | None = Field(default=None, ge=2)
+    size: int | None = Field(default=None, ge=16)
+    difficulty: float = Field(default=1.0, ge=0, le=1)
     factors: tuple[str, ...] = ("shape", "digit")
 
     @model_validator(mode="before")
@@ -70,6 +71,13 @@ class Data(Frozen):
     def combinations(self) -> int:
         """Combinations of shape, digit and color in a class of ColorShapeDigit."""
         return N_COMBINATIONS // len(class_names(*self.factors))
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of an image."""
+        if self.source == DRAWN:
+            return self.size or 28
+        return self.size or (vision.ABOUT[self.source].size if self.source in vision.ABOUT else vision.FOLDER_SIZE)
 
     @property
     def name(self) -> str:
@@ -174,7 +182,7 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     """Every cell of an experiment, seed by seed."""
     cells = []
     for data in settings.data:
-        print_of = _fingerprint(data)
+        print_of = fingerprint(data)
         _check_held_out(data, settings.n_test)
         for name in settings.architectures or settings.models:
             model = settings.models[name]
@@ -195,7 +203,8 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     return cells
 
 
-def _fingerprint(data: Data) -> str:
+def fingerprint(data: Data) -> str:
+    """What the pixels and labels depend on, beside the configuration."""
     if data.source == DRAWN:
         return f"{DRAWN}-{color_shape_digit.VERSION}"
     return f"{vision.fingerprint(data.source, data.size)}-{vision.VERSION}"
@@ -236,7 +245,7 @@ def held_out(data: Data, n_test: int | None, seed: int) -> Images:
 
 def _drawn(data: Data, split: str, n_per_class: int, seed: int) -> Images:
     n = max(1, n_per_class // data.combinations)
-    drawn = ColorShapeDigit(n, split=split, seed=seed, size=data.size or 28, difficulty=data.difficulty)
+    drawn = ColorShapeDigit(n, split=split, seed=seed, size=data.pixels, difficulty=data.difficulty)
     labels, names = drawn.labels(*data.factors)
     return Images(drawn.images, labels, names)
 
@@ -300,17 +309,16 @@ def size(member: Member) -> Size:
     """What training a model takes, known without the data unless they are a folder."""
     data = member.data
     if data.source == DRAWN:
-        counts, pixels = [data.n_per_class or 0] * len(class_names(*data.factors)), data.size or 28
+        counts = [data.n_per_class or 0] * len(class_names(*data.factors))
     elif data.source in vision.ABOUT:
         about = vision.ABOUT[data.source]
         each = min(about.n_train // about.n_classes, data.n_per_class or about.n_train)
-        counts, pixels = [each] * about.n_classes, data.size or about.size
+        counts = [each] * about.n_classes
     else:
-        images = pool(data, member.seed)
-        counts, pixels = torch.bincount(images.labels).tolist(), images.images.shape[-1]
+        counts = torch.bincount(pool(data, member.seed).labels).tolist()
     n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, tuple(counts))
     network = {"n_classes": n_classes} | member.network.model_dump()
-    return Size(data.name, network, n_train, member.recipe.epochs, pixels)
+    return Size(data.name, network, n_train, member.recipe.epochs, data.pixels)
 
 
 @lru_cache(maxsize=1024)
@@ -324,15 +332,18 @@ def _seen(by: str, mode: str, overlap: float, which: int, counts: tuple[int, ...
     return len(parts.classes_first), len(parts.first if which == 1 else parts.second)
 
 
+def trained_model(member: Member, store: Store, *, progress: bool = True) -> Classifier:
+    """A model, trained or taken from the store, in evaluation mode."""
+    run = trained(member, store, progress=progress)
+    model = _build(member, download=False)
+    model.load_state_dict(run.weights())
+    return model.eval()
+
+
 def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Classifier, Classifier]:
     """Both models of a pair, trained or taken from the store, in evaluation mode."""
-    pair_of_models = []
-    for member in pair.members:
-        run = trained(member, store, progress=progress)
-        model = _build(member, download=False)
-        model.load_state_dict(run.weights())
-        pair_of_models.append(model.eval())
-    return pair_of_models[0], pair_of_models[1]
+    first, second = (trained_model(member, store, progress=progress) for member in pair.members)
+    return first, second
 
 
 def probes(pair: Pair) -> dict[str, Tensor]:
@@ -343,19 +354,20 @@ def probes(pair: Pair) -> dict[str, Tensor]:
     """
     member = pair.second
     images = held_out(member.data, pair.n_test, member.seed)
-    by_name = {member.data.name: _evenly(images, range(len(images.classes)), pair.n_probe)}
+    by_name = {member.data.name: evenly(images, range(len(images.classes)), pair.n_probe)}
     if member.by == "class":
         groups = class_groups(member, pair.probe_classes)
         if pair.probe_classes is not None:  # and as published: all classes of a group, whose number follows the overlap
             groups |= {f"{name}_all": classes for name, classes in class_groups(member).items()}
-        by_name |= {name: _evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
+        by_name |= {name: evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
     size = images.images.shape[-1]
     for name in pair.probes:
         other = vision.load(name, "test", size=size)
-        by_name[name] = _evenly(other, range(len(other.classes)), pair.n_probe)
-    for name in [name for name, chosen in by_name.items() if len(chosen) < LEAST_PROBE]:
-        log.warning("probe %s of %s has %d images, too few: left out", name, member.data.name, len(by_name.pop(name)))
-    return by_name
+        by_name[name] = evenly(other, range(len(other.classes)), pair.n_probe)
+    chosen = {name: some.images for name, some in by_name.items()}
+    for name in [name for name, some in chosen.items() if len(some) < LEAST_PROBE]:
+        log.warning("probe %s of %s has %d images, too few: left out", name, member.data.name, len(chosen.pop(name)))
+    return chosen
 
 
 def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
@@ -380,11 +392,11 @@ def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
     return dict(zip(GROUPS, (some(first & second, n, True), lone, some(every - first - second, n, True)), strict=True))
 
 
-def _evenly(images: Images, classes: Any, n: int) -> Tensor:
+def evenly(images: Images, classes: Iterable[int], n: int) -> Images:
     """At most n images, as many of each class as of the others."""
-    wanted = torch.tensor(sorted(classes))
-    rows = torch.nonzero(torch.isin(images.labels, wanted))[:, 0]
-    return images.images[rows[torch.from_numpy(_some(images.labels[rows], max(1, n // len(wanted)), 0))]]
+    wanted = sorted(classes)
+    rows = torch.nonzero(torch.isin(images.labels, torch.tensor(wanted)))[:, 0]
+    return _subset(images, rows.numpy()[_some(images.labels[rows], max(1, n // len(wanted)), 0)])
 
 
 def representations(pair: Pair, store: Store, *, progress: bool = True) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import task_only, vision
+from repsim_utils.experiments import adversarial_transfer, task_only, vision
 
 
 class Gallery(BaseModel):
@@ -53,6 +53,7 @@ class Profile(BaseModel):
     task_only: task_only.Settings
     dataset_overlap_vision: vision.Settings
     task_overlap_vision: vision.Settings
+    adversarial_transfer: adversarial_transfer.Settings
 
 
 def names() -> list[str]:

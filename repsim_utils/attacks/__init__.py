@@ -1,0 +1,1 @@
+"""Attacks on models, and what becomes of them on other models."""

@@ -1,0 +1,267 @@
+"""Adversarial examples that transfer: made on one model of a pair, tried on the other; the pairs of `vision`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from repsim_utils.attacks import adversarial
+from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, attack_pair, gradient_cosine, rates
+from repsim_utils.datasets.vision import Images
+from repsim_utils.experiments import vision
+from repsim_utils.experiments.common import Frozen, Seeds
+from repsim_utils.experiments.vision import Kind, Member, Overlaps
+from repsim_utils.models.vision import as_float, device
+from repsim_utils.store import Store
+
+log = logging.getLogger(__name__)
+EXPERIMENT = "adversarial_transfer"
+VERSION = 1  # raised when the same pair gives other measurements
+SUMMARY = ("cause", "dataset", "architecture", "probe", "attack", "epsilon", "metric", "overlap")
+UNRELATED = "digits"  # what the control's source has learned
+LEAST_RIGHT = 10  # images that both models classify correctly; a rate of fewer says nothing
+CONTROLS = ("random_signs", "shuffled", "unrelated_source")
+
+
+class Attack(Frozen):
+    """Arguments of `repsim_utils.attacks.adversarial.attack`."""
+
+    method: str = "mi-fgsm"
+    epsilon: float = Field(default=4, gt=0, le=255)
+    steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Attack:
+        if self.method not in adversarial.METHODS:
+            raise ValueError(f"attacks are {', '.join(adversarial.METHODS)}; got {self.method}")
+        return self
+
+
+class Cause(Frozen):
+    """A sweep whose pairs are attacked, on `n_images` held-out images; `published` is the ε of the paper."""
+
+    sweep: vision.Settings
+    n_images: int = Field(ge=20)
+    published: float = Field(gt=0)
+
+
+class Settings(Frozen):
+    """What a profile says of attacks on the pairs of both sweeps in vision.
+
+    `seeds`, `overlaps`, `architectures` and `data` replace those of the sweeps in `causes`. Every pair is attacked with
+    `attack` at `epsilon` and, on its first probe, at each of `epsilons`, and with each of `methods` at `epsilon`.
+    """
+
+    causes: dict[Kind, Cause]
+    seeds: Seeds | None = None
+    overlaps: Overlaps | None = None
+    architectures: tuple[str, ...] | None = None
+    data: Any = None
+    attack: str = "mi-fgsm"
+    epsilon: float = 4
+    epsilons: tuple[float, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    def attacks(self) -> tuple[Attack, ...]:
+        """The primary attack first, then the others, each once."""
+        several = [Attack(method=self.attack, epsilon=self.epsilon)]
+        several += [Attack(method=self.attack, epsilon=epsilon) for epsilon in self.epsilons]
+        several += [Attack(method=method, epsilon=self.epsilon) for method in self.methods]
+        return tuple(dict.fromkeys(several))
+
+
+class Pair(Frozen):
+    """One cell: two models under attack, by each other and by a source that has nothing to do with them."""
+
+    kind: Literal["adversarial_transfer"] = "adversarial_transfer"
+    version: tuple[int, int] = (VERSION, adversarial.VERSION)
+    cause: Kind
+    architecture: str
+    overlap: float
+    first: Member
+    second: Member
+    unrelated: Member
+    siblings: tuple[Member, ...]
+    attacks: tuple[Attack, ...]
+    published: Attack
+    n_test: int | None
+    n_images: int
+    probe_classes: int | None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Models that must have been trained before the pair is attacked: with all others of its sweep and seed."""
+        return tuple(dict.fromkeys((self.first, self.second, self.unrelated, *self.siblings)))
+
+
+def pairs(settings: Settings) -> list[Pair]:
+    """Every pair of both sweeps that has classes in common."""
+    cells = []
+    names = ("seeds", "overlaps", "architectures", "data")
+    changes = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    for cause, about in settings.causes.items():
+        found = vision.pairs(vision.Settings.model_validate(about.sweep.model_dump() | changes), cause)
+        if cause == vision.TASK:  # an image whose class one of the two cannot name has no right answer
+            found = [pair for pair in found if pair.overlap > 0]
+        for pair in found:
+            here = [other for other in found if _sweep(other) == _sweep(pair)]
+            siblings = dict.fromkeys(member for other in here for member in other.members)
+            cells.append(
+                Pair(
+                    cause=cause,
+                    attacks=settings.attacks(),
+                    published=Attack(epsilon=about.published, steps=3),
+                    n_images=about.n_images,
+                    siblings=tuple(siblings),
+                    unrelated=_unrelated(pair.first),
+                    **pair.model_dump(include={"architecture", "overlap", "n_test", "probe_classes"}),
+                    **{name: getattr(pair, name) for name in ("first", "second")},
+                )
+            )
+    return cells
+
+
+def _sweep(pair: vision.Pair) -> tuple[Any, ...]:
+    return pair.architecture, pair.second.seed, pair.second.data
+
+
+def _unrelated(member: Member) -> Member:
+    """A model of the same network and recipe that has learned to tell real handwritten digits apart."""
+    data = vision.Data(source=UNRELATED, size=member.data.pixels)
+    about = {"by": "example", "which": 1, "overlap": 0.0, "data": data, "fingerprint": vision.fingerprint(data)}
+    return member.model_copy(update=about)
+
+
+def probes(pair: Pair) -> dict[str, Images]:
+    """Held-out images to be attacked, of classes that both models know; the first is the one that counts.
+
+    Of a pair split by class that is the same few common classes at every overlap, and then, as published, all of them.
+    """
+    images = vision.held_out(pair.second.data, pair.n_test, pair.second.seed)
+    if pair.cause == vision.DATASET:
+        return {pair.second.data.name: vision.evenly(images, range(len(images.classes)), pair.n_images)}
+    name = vision.GROUPS[0]
+    groups = {name: vision.class_groups(pair.second, pair.probe_classes)[name]}
+    if pair.probe_classes is not None:
+        groups[f"{name}_all"] = vision.class_groups(pair.second)[name]
+    return {name: vision.evenly(images, classes, pair.n_images) for name, classes in groups.items() if classes}
+
+
+class Trial(NamedTuple):
+    """One way to change images, and which of `rates` are of interest."""
+
+    attack: str
+    epsilon: float
+    perturb: Perturb
+    metrics: tuple[str, ...] = ("transfer",)
+
+
+def trials(pair: Pair, unrelated: nn.Module) -> list[Trial]:
+    """The primary attack, the controls, and then the pair's other attacks."""
+    seed, (primary, *others) = pair.second.seed, pair.attacks
+
+    def by(attack: Attack) -> Perturb:
+        return lambda model, x, y: adversarial.attack(model, x, y, **attack.model_dump(), seed=seed)
+
+    def noise(attack: Attack) -> Trial:
+        perturb: Perturb = lambda model, x, y: adversarial.random_signs(x, epsilon=attack.epsilon, seed=seed)  # noqa: E731
+        return Trial("random_signs", attack.epsilon, perturb)
+
+    made = by(primary)
+    found = [
+        Trial(primary.method, primary.epsilon, made, RATES),
+        noise(primary),
+        Trial("shuffled", primary.epsilon, lambda model, x, y: adversarial.shuffled(x, made(model, x, y), seed=seed)),
+        Trial("unrelated_source", primary.epsilon, lambda model, x, y: made(unrelated, x, answers(unrelated, x))),
+    ]
+    for attack in others:
+        found.append(Trial(attack.method, attack.epsilon, by(attack), ("transfer", "white_box")))
+        found += [noise(attack)] if attack.method == primary.method else []
+    return found
+
+
+def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
+    """Attack a pair in every way that its configuration names.
+
+    Parameters
+    ----------
+    pair : Pair
+    store : Store
+        Where trained models are looked for and kept.
+    progress : bool
+
+    Returns
+    -------
+    list of dict
+        One row a measurement: ``probe, n_probe, attack, epsilon, metric, value``, where `n_probe` counts the images and
+        directions that the value is a mean of. Metrics are those of `rates`, of images that both models classify
+        correctly; ``transfer_all_right``, of images that every model of this sweep and seed classifies correctly;
+        ``raw_error`` and ``raw_white_box`` of the attack ``published``, as the paper counts them, of all images; and
+        without an attack ``clean_error``, ``both_right`` (a share) and ``gradient_cosine``. Controls stand under
+        `attack`: ``random_signs``, ``shuffled`` (the primary attack's perturbations, each on another image) and
+        ``unrelated_source``.
+    """
+    test = vision.held_out(pair.second.data, pair.n_test, pair.second.seed)
+
+    def known(member: Member) -> nn.Module:
+        model = vision.trained_model(member, store, progress=progress)
+        return InClasses(model, vision.label_map(member), len(test.classes)).to(device()).eval()
+
+    first, second = known(pair.first), known(pair.second)
+    unrelated = vision.trained_model(pair.unrelated, store, progress=progress).to(device())
+    rows: list[dict[str, Any]] = []
+    for probe, chosen in probes(pair).items():
+        images, labels = as_float(chosen.images), chosen.labels
+        everywhere = torch.stack([answers(known(member), images) == labels for member in pair.siblings]).all(0)
+        found = _clean(first, second, images, labels)
+        wanted = trials(pair, unrelated)[: None if not rows else 1]  # everything on the first probe alone
+        if (n := round(found[1][3] * len(labels))) < LEAST_RIGHT:
+            log.warning("%d of %d images are right on both models, too few to attack", n, len(labels))
+            wanted = []
+        for trial in wanted:
+            outcome = attack_pair(first, second, images, labels, trial.perturb)
+            values = {name: value for name, value in rates(outcome).items() if name in trial.metrics}
+            found += [(trial.attack, trial.epsilon, name, value, len(outcome.image)) for name, value in values.items()]
+            if (
+                trial.metrics == RATES
+                and (value := rates(both := outcome.among(everywhere)).get("transfer")) is not None
+            ):
+                found.append((trial.attack, trial.epsilon, "transfer_all_right", value, len(both.image)))
+        found += _published(pair, first, second, images, labels)
+        names = ("attack", "epsilon", "metric", "value", "n_probe")
+        rows += [{"probe": probe} | dict(zip(names, values, strict=True)) for values in found]
+    about: dict[str, Any] = {"cause": pair.cause, "dataset": pair.second.data.name, "architecture": pair.architecture}
+    about |= {"overlap": pair.overlap, "seed": pair.second.seed}
+    return [about | {"realised_overlap": vision.split(pair.second).overlap} | row for row in rows]
+
+
+Found = list[tuple[str, float, str, float, int]]
+
+
+def _clean(first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) -> Found:
+    """Rows without an attack."""
+    right = [answers(model, images) == labels for model in (first, second)]
+    both = right[0] & right[1]
+    found = {"clean_error": 1 - float(torch.cat(right).double().mean()), "both_right": float(both.double().mean())}
+    rows = [("none", 0.0, name, value, len(labels)) for name, value in found.items()]
+    if both.any():
+        cosine = gradient_cosine(first, second, images[both.to(images.device)], labels[both])
+        rows.append(("none", 0.0, "gradient_cosine", cosine, int(both.sum())))
+    return rows
+
+
+def _published(pair: Pair, first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) -> Found:
+    """Rows as the paper counts: errors on attacked images, whether or not they were errors before."""
+    how = pair.published
+
+    def perturb(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return adversarial.attack(model, x, y, **how.model_dump(), seed=pair.second.seed)
+
+    outcome = attack_pair(first, second, images, labels, perturb, only_right=False)
+    found = rates(outcome)
+    values = {"raw_error": found["transfer"], "raw_white_box": found["white_box"]}
+    return [("published", how.epsilon, name, value, len(outcome.image)) for name, value in values.items()]

@@ -1,0 +1,1 @@
+"""Tests of repsim_utils.attacks."""
