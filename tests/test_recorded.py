@@ -14,7 +14,7 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
-    assert FILES == ["dataset_overlap_vision", "task_only", "task_overlap_vision"]
+    assert FILES == ["adversarial_transfer", "dataset_overlap_vision", "task_only", "task_overlap_vision"]
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
