@@ -77,7 +77,7 @@ def run(
     parameters: ParameterOption = None,
     store: StoreOption = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Single-threaded processes; 0 for none. Else one a core.")
+        int | None, typer.Option("--workers", help="Processes; 0 for none. Else one a graphics card, or a core.")
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="A Dask scheduler that is running: tcp://HOST:PORT.")
@@ -96,6 +96,7 @@ def run(
     table = collect(cells, where)
     if table.empty or table["key"].nunique() < len(cells):
         where.check()
+        definition.prepare(cells)
         with cluster.workers(workers, scheduler) as client:
             table = sweep(definition.measure, cells, train=definition.train, store=where, client=client)
     table.insert(2, "profile", profile)
@@ -197,7 +198,7 @@ def _summarise(table: Any, definition: Any) -> None:
 @cluster_app.command("slurm")
 def slurm(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs, each one worker.")] = 1,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="Graphics cards of a job.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, max=1, help="Graphics cards of a job: a worker uses one.")] = 1,
     cores: Annotated[int, typer.Option("--cores", min=1, help="Cores of a job.")] = 4,
     memory: Annotated[str, typer.Option("--memory", help="Memory of a job.")] = "32GB",
     walltime: Annotated[str, typer.Option("--walltime", help="Time limit of a job.")] = "08:00:00",

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from dask.system import CPU_COUNT
 from tqdm import tqdm
 
 from repsim_utils import RepsimError
@@ -38,7 +40,7 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     ----------
     n : int, optional
         Processes to start on this machine, each with one thread: two of them train small networks faster than one
-        process with two threads. By default one a core; 0 for none.
+        process with two threads. By default one a graphics card, or else one a core; 0 for none.
     scheduler : str, optional
         Address of a scheduler that is running, such as ``tcp://127.0.0.1:8786``; `n` is then left aside.
 
@@ -49,7 +51,7 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     ClusterError
         If the scheduler does not answer.
     """
-    n = (os.cpu_count() or 1) if n is None else n
+    n = (torch.cuda.device_count() or CPU_COUNT) if n is None else n
     if n < 0:
         raise ValueError(f"workers must be 0 or more, got {n}")
     if scheduler is None and n == 0:
@@ -84,7 +86,15 @@ def dask_setup(worker: Any) -> None:
     """Let a worker of `workers` end without a word: Ctrl-C, which a terminal sends to all, is the sweep's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would be left behind
+    _take_card(worker.name)
     _quiet()
+
+
+def _take_card(name: Any) -> None:
+    """Let the workers of this machine, whose names are numbers, take its graphics cards in turn."""
+    if n := torch.cuda.device_count():
+        cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(name) % n]
 
 
 def _quiet() -> None:
@@ -138,7 +148,7 @@ def slurm(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the import has replaced
     extra = [f"--gres=gpu:{gpus}"] if gpus else []
     cluster = SLURMCluster(
-        cores=1,  # threads of Dask: a worker runs one cell at a time
+        cores=1,  # threads of Dask: a worker runs one cell at a time, with as many threads as REPSIM_THREADS says
         job_cpu=cores,
         processes=1,
         memory=memory,
@@ -147,6 +157,7 @@ def slurm(
         account=account,
         python=sys.executable,
         job_extra_directives=extra + list(directives or []),
+        job_script_prologue=[f"export REPSIM_THREADS={cores}"],
         scheduler_options={"port": port, "dashboard_address": "127.0.0.1:0"},
     )
     if jobs:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from repsim_utils import RepsimError, files
 
 log = logging.getLogger(__name__)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged record may raise
 
 
 class StoreError(RepsimError):
@@ -100,13 +101,18 @@ class Store:
         """The run of this configuration, or None if there is none.
 
         A damaged run is named in a warning, put aside and counts as missing.
+
+        Raises
+        ------
+        OSError
+            If it may be whole and only cannot be read now: no permission, too many open files, a failing disk.
         """
         path = self.root / kind / key(config)
         if not path.is_dir():
             return None
         try:
             return Run(path, _read(path, config))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, *_DAMAGE) as error:
             log.warning("damaged run %s is computed again (%s)", path, error)
             aside = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(path), suffix=".tmp", dir=path.parent))
             with suppress(FileNotFoundError):  # another process was first

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import tempfile
+import os
 import threading
 import time
 import traceback
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import pandas as pd
 import torch
@@ -106,8 +107,8 @@ def sweep(
     ------
     SweepError
         If a cell failed; raised after all others have run.
-    StoreError, OSError
-        If the store cannot be written, or the disk is full; raised at once.
+    RepsimError, OSError
+        If the store cannot be written, data cannot be had, or the disk is full; raised at once.
     """
     store = store if store is not None else Store()
     configs = list(configs)
@@ -167,34 +168,42 @@ def _there(
     """Outcomes of cells as the workers of a Dask client finish them: models first, then what is measured on them."""
     from distributed import as_completed
 
-    with tempfile.NamedTemporaryFile(prefix=".seen-by-all.", dir=store.root) as mark:
-        shared = (str(store.root.resolve()), Path(mark.name).name)
-        models: dict[str, Any] = {}
-        cells: dict[Any, int] = {}
-        for i, config in configs.items():
-            members = [member for member in config.members if train is not None]
-            names = [f"model-{key(member.model_dump(mode='json'))}" for member in members]
-            for name, member in zip(names, members, strict=True):
-                if name not in models:
-                    models[name] = client.submit(_train_there, train, member, *shared, key=name, pure=False)
-            needed = [models[name] for name in names]
-            name = f"cell-{key(config.model_dump(mode='json'))}"
-            cells[client.submit(_cell_there, function, config, *shared, needed, key=name, pure=False)] = i
-        bar = tqdm(total=len(models) + len(cells), desc="models and cells", unit="run", disable=not progress)
-        try:
-            for future in as_completed([*models.values(), *cells]):
-                bar.update()
-                error = future.exception() if future.status != "finished" else None
-                if error is not None:
-                    _stop_at_once(error)
-                if future not in cells:
-                    continue
-                if error is not None:
-                    log.error("a cell failed and is reported at the end")
-                yield cells[future], future.result() if error is None else _failure(future, error)
-        finally:
-            bar.close()
-            client.cancel([*models.values(), *cells])
+    shared = str(store.root.resolve()), _mark(store.root)  # a scheduler may have other stores' runs, too
+    models: dict[str, Any] = {}
+    cells: dict[Any, int] = {}
+    for i, config in configs.items():
+        members = [member for member in config.members if train is not None]
+        names = [f"model-{key(member.model_dump(mode='json'))}-{shared[1]}" for member in members]
+        for name, member in zip(names, members, strict=True):
+            if name not in models:
+                models[name] = client.submit(_train_there, train, member, *shared, key=name, pure=False)
+        needed = [models[name] for name in names]
+        name = f"cell-{key(config.model_dump(mode='json'))}-{shared[1]}"
+        cells[client.submit(_cell_there, function, config, *shared, needed, key=name, pure=False)] = i
+    bar = tqdm(total=len(models) + len(cells), desc="models and cells", unit="run", disable=not progress)
+    try:
+        for future in as_completed([*models.values(), *cells], loop=client.loop):
+            bar.update()
+            error = future.exception() if future.status != "finished" else None
+            if error is not None:
+                _stop_at_once(error)
+            if future not in cells:
+                continue
+            if error is not None:
+                log.error("a cell failed and is reported at the end")
+            yield cells[future], future.result() if error is None else _failure(future, error)
+    finally:
+        bar.close()
+        client.cancel([*models.values(), *cells])
+
+
+def _mark(root: Path) -> str:
+    """Name of a file that tells this folder from others of its name, on machines that do not share it."""
+    for there in sorted(root.glob(".seen-by-all.*")):
+        return there.name
+    mark = root / f".seen-by-all.{uuid4().hex}"
+    mark.touch()
+    return mark.name
 
 
 def _failure(future: Any, error: BaseException) -> Failure:
@@ -203,7 +212,7 @@ def _failure(future: Any, error: BaseException) -> Failure:
 
 def _stop_at_once(error: BaseException) -> None:
     """Raise what every other cell would meet as well, after all its work."""
-    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+    if isinstance(error, RepsimError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         raise error
 
 
@@ -222,7 +231,7 @@ def _shared_store(root: str, mark: str) -> Store:
     from distributed import get_worker
 
     worker = get_worker()
-    torch.set_num_threads(worker.state.nthreads)
+    torch.set_num_threads(int(os.environ.get("REPSIM_THREADS") or worker.state.nthreads))
     if not Path(root, mark).exists():
         raise StoreError(
             f"the worker {worker.address} does not see the store {root}: "

@@ -17,7 +17,7 @@ import torch
 from repsim_utils import cluster
 from repsim_utils.experiments import vision
 from repsim_utils.store import Store, StoreError
-from repsim_utils.sweep import SweepError, _train_there, sweep
+from repsim_utils.sweep import SweepError, _mark, _shared_store, _train_there, sweep
 from tests import tiny
 
 CELLS = vision.pairs(tiny.settings(), kind=vision.DATASET)
@@ -62,7 +62,7 @@ def test_two_workers_share_the_work_and_train_each_model_once(client, store, ref
     assert len(trained) == len({line.rsplit(" ", 1)[0] for line in trained}) == N_MODELS
     processes = {line.split()[-1] for line in trained}
     assert len(processes) == 2 and str(os.getpid()) not in processes
-    assert not list(store.root.glob(".seen*"))
+    assert len(list(store.root.glob(".seen*"))) == 1
 
 
 def test_what_is_finished_is_not_sent_to_a_worker(client, store):
@@ -88,8 +88,11 @@ def test_one_of_two_workers_is_killed_in_mid_sweep(store, reference):
         table = on(client, store)
         killer.join()
     pd.testing.assert_frame_equal(comparable(table), reference)
-    after = tiny.noted(store, "")
-    assert killed and any(line.split()[-1] != str(killed[0]) for line in after)
+    notes = tiny.noted(store, "train")
+    lost = max(i for i, line in enumerate(notes) if line.split()[-1] == str(killed[0]))
+    what = notes[lost].rsplit(" ", 1)[0]
+    assert [line.rsplit(" ", 1)[0] for line in notes[lost + 1 :]].count(what) == 1  # another worker trained it
+    assert len({line.split()[-1] for line in notes}) == 3  # and the lost one was replaced
 
 
 def test_a_failed_cell_is_reported_with_its_configuration_and_the_others_run(client, store):
@@ -114,6 +117,48 @@ def test_a_store_that_a_worker_does_not_see_is_refused(client, tmp_path):
     task = client.submit(_train_there, tiny.train, CELLS[0].first, str(tmp_path), "no-such-mark", pure=False)
     with pytest.raises(StoreError, match=r"does not see the store .*: name a folder, with --store"):
         task.result()
+
+
+def test_two_stores_on_one_scheduler_and_one_store_twice(client, store, tmp_path):
+    """Each store gets its own runs; who shares a store shares the work, whoever ends first."""
+    other, tables = Store(tmp_path / "other"), {}
+
+    def run(name, where):
+        tables[name] = comparable(on(client, where, cells=CELLS[:3]))
+
+    runs = [("one", store), ("two", other), ("again", Store(store.root))]
+    threads = [threading.Thread(target=run, args=each) for each in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pd.testing.assert_frame_equal(tables["one"], tables["two"])
+    pd.testing.assert_frame_equal(tables["one"], tables["again"])
+    assert len(list((other.root / vision.DATASET).iterdir())) == 3 and len(tiny.noted(other, "train")) == 4
+    assert len(tiny.noted(store, "train")) == 4 and len(list(store.root.glob(".seen*"))) == 1
+
+
+def test_workers_take_cards_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for visible, expected in (("", ["0", "1", "0"]), ("4,7", ["4", "7", "4"])):
+        for name, card in enumerate(expected):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            cluster._take_card(name)
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == card
+
+
+def _threads(root, mark):
+    _shared_store(root, mark)
+    return torch.get_num_threads()
+
+
+def test_a_worker_has_the_threads_it_was_given(tmp_path, monkeypatch):
+    """A SLURM job says so in its script, since Dask's own threads run cells."""
+    mark = _mark(tmp_path)
+    for given, expected in (("", 1), ("2", 2)):
+        monkeypatch.setenv("REPSIM_THREADS", given)
+        with cluster.workers(1) as client:
+            assert client.submit(_threads, str(tmp_path), mark, pure=False).result() == expected
 
 
 def test_no_workers_is_this_process():
@@ -252,6 +297,7 @@ def test_slurm_job_script(capfd):
     assert finished.returncode == 0, finished.stderr
     for line in ("-p long", "--gres=gpu:1", "--cpus-per-task=4", "-t 08:00:00", "--qos=low", "-n 1"):
         assert f"#SBATCH {line}\n" in finished.stdout
+    assert "\nexport REPSIM_THREADS=4\n" in finished.stdout
     assert re.search(r"dask_worker tcp://\S+ .*--nthreads 1 ", finished.stdout)
 
 

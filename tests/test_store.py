@@ -121,6 +121,15 @@ def test_damage_is_noticed_named_and_mended(store, run, caplog, damage, name):
     assert store.save("models", CONFIG, RECORD, some_weights()) == store.load("models", CONFIG)
 
 
+def test_what_cannot_be_read_now_is_not_damage(store, run, monkeypatch):
+    """Too many open files, say: another process may hold them, and the run is whole."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module.files, "sha256", lambda path: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")))
+        with pytest.raises(OSError, match="Too many open files"):
+            store.load("models", CONFIG)
+    assert store.load("models", CONFIG) == run
+
+
 def test_a_run_of_another_configuration_is_damage(store, run, caplog):
     """As after a folder was renamed by hand: every file in it is whole."""
     other = CONFIG | {"seed": 2}

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from repsim_utils import __version__
+from repsim_utils.datasets.folders import DataError
 from repsim_utils.store import Store, StoreError, key
 from repsim_utils.sweep import SweepError, grid, sweep
 
@@ -123,6 +124,7 @@ SCRIPT = """
 import pathlib, sys, time
 from typing import ClassVar
 from pydantic import BaseModel
+from repsim_utils.datasets.folders import DataError
 from repsim_utils.store import Store
 from repsim_utils.sweep import sweep
 
@@ -175,6 +177,17 @@ def test_a_full_disk_stops_the_sweep_at_once(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         sweep(full, [Cell(number=1), Cell(number=2)], store=Store(tmp_path), progress=False)
     assert len(calls) == 1
+
+
+def test_what_all_cells_would_meet_stops_the_sweep_at_once(store):
+    def without_network(config, store, *, progress):
+        tried.append(config)
+        raise DataError("the download failed")
+
+    tried = []
+    with pytest.raises(DataError, match="the download failed"):
+        sweep(without_network, CELLS, store=store, progress=False)
+    assert len(tried) == 1
 
 
 def test_a_store_that_cannot_be_written_stops_before_any_work(tmp_path):

@@ -8,7 +8,7 @@ from repsim_utils.experiments.common import Experiment
 
 def _vision(kind: vision.Kind) -> Experiment:
     pairs = partial(vision.pairs, kind=kind)
-    return Experiment(pairs, vision.trained, vision.measure_pair, vision.size, vision.SUMMARY)
+    return Experiment(pairs, vision.trained, vision.measure_pair, vision.size, vision.SUMMARY, vision.prepare)
 
 
 EXPERIMENTS = {
@@ -23,5 +23,6 @@ EXPERIMENTS = {
         adversarial_transfer.measure_pair,
         vision.size,
         adversarial_transfer.SUMMARY,
+        vision.prepare,
     ),
 }

@@ -141,7 +141,7 @@ def probes(pair: Pair) -> dict[str, Images]:
 
     Of a pair split by class that is the same few common classes at every overlap, and then, as published, all of them.
     """
-    images = vision.held_out(pair.second.data, pair.n_test, pair.second.seed)
+    images = vision.held_out(pair)
     if pair.cause == vision.DATASET:
         return {pair.second.data.name: vision.evenly(images, range(len(images.classes)), pair.n_images)}
     name = vision.GROUPS[0]
@@ -205,7 +205,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         `attack`: ``random_signs``, ``shuffled`` (the primary attack's perturbations, each on another image) and
         ``unrelated_source``.
     """
-    test = vision.held_out(pair.second.data, pair.n_test, pair.second.seed)
+    test = vision.held_out(pair)
 
     def known(member: Member) -> nn.Module:
         model = vision.trained_model(member, store, progress=progress)

@@ -60,6 +60,8 @@ class Experiment(NamedTuple):
         From a member to what training it takes.
     by : tuple of str
         Columns by which a summary tells results apart.
+    prepare : callable
+        ``prepare(cells)`` fetches what they read, before anything is trained.
     """
 
     pairs: Callable[[Any], list[Any]]
@@ -67,3 +69,4 @@ class Experiment(NamedTuple):
     measure: Callable[..., list[dict[str, Any]]]
     size: Callable[[Any], Size]
     by: tuple[str, ...]
+    prepare: Callable[[list[Any]], None] = lambda cells: None

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from repsim_utils import overlap as splitting
 from repsim_utils.datasets import color_shape_digit, vision
 from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
+from repsim_utils.datasets.folders import DataError
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments.common import Architecture, Frozen, Seeds
 from repsim_utils.features import represent
@@ -36,6 +37,7 @@ DATASET: Kind = "dataset_overlap_vision"
 TASK: Kind = "task_overlap_vision"
 DRAWN = "color_shape_digit"  # the data set that needs no download
 SUMMARY = ("dataset", "architecture", "probe", "metric", "overlap")
+LEAST_CLASSES = 4  # of which two models get two each
 LEAST_PROBE = 30  # images; metrics that look at ten neighbours or ten dimensions say nothing with fewer
 GROUPS = ("common_classes", "classes_seen_by_one", "classes_seen_by_none")
 
@@ -67,6 +69,11 @@ class Data(Frozen):
             )
         return self
 
+    @field_validator("source")
+    @classmethod
+    def _in_one_spelling(cls, source: str) -> str:
+        return _absolute(source)
+
     @property
     def combinations(self) -> int:
         """Combinations of shape, digit and color in a class of ColorShapeDigit."""
@@ -82,7 +89,23 @@ class Data(Frozen):
     @property
     def name(self) -> str:
         """The source, or the name of the folder."""
-        return self.source if self.source in (DRAWN, *vision.NAMES) else Path(self.source).resolve().name
+        return _name(self.source)
+
+
+def _absolute(source: str) -> str:
+    """The name of a data set, or a folder in one spelling, so that the same folder has the same key."""
+    return source if source in (DRAWN, *vision.NAMES) else str(Path(source).expanduser().absolute())
+
+
+def _name(source: str) -> str:
+    return source if source in (DRAWN, *vision.NAMES) else Path(source).resolve().name
+
+
+def _one_name_each(sources: tuple[str, ...]) -> None:
+    """Refuse what tables could not tell apart."""
+    names = [_name(source) for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"data sets and probes have different names; there are two {', '.join(twice)}")
 
 
 def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -101,6 +124,13 @@ class Trainee(Frozen):
     recipe: Recipe
     seeds: Seeds | None = None
     overlaps: Overlaps | None = None
+
+
+def _known_probes(sources: tuple[str, ...]) -> tuple[str, ...]:
+    for source in sources:
+        if source not in vision.NAMES and not Path(source).is_dir():
+            raise ValueError(f"probes are of {', '.join(vision.NAMES)}, or folders of images; got {source}")
+    return sources
 
 
 def _single(value: Any) -> Any:
@@ -122,7 +152,7 @@ class Settings(Frozen):
     data: Annotated[tuple[Data, ...], BeforeValidator(_single), Field(min_length=1)]
     models: dict[str, Trainee] = Field(min_length=1)
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
-    probes: tuple[str, ...] = ()
+    probes: Annotated[tuple[Annotated[str, AfterValidator(_absolute)], ...], AfterValidator(_known_probes)] = ()
     n_test: int | None = Field(None, ge=1)
     n_probe: int = Field(10_000, ge=20)
     probe_classes: int | None = Field(None, ge=2)
@@ -135,9 +165,9 @@ class Settings(Frozen):
             raise ValueError(f"no architecture {', '.join(unknown)}; choose from {', '.join(self.models)}")
         if len(set(self.architectures or ())) < len(self.architectures or ()):
             raise ValueError(f"architectures must be different ones, got {', '.join(self.architectures or ())}")
-        for name in self.probes:
-            if name not in vision.NAMES and not Path(name).is_dir():
-                raise ValueError(f"probes are of {', '.join(vision.NAMES)}, or folders of images; got {name}")
+        _one_name_each(tuple(data.source for data in self.data))
+        for data in self.data:
+            _one_name_each((data.source, *self.probes))
         return self
 
 
@@ -167,6 +197,7 @@ class Pair(Frozen):
     first: Member
     second: Member
     probes: tuple[str, ...]
+    probe_fingerprints: tuple[str, ...] = Field((), exclude_if=lambda value: not value)  # of folders among the probes
     n_test: int | None
     n_probe: int
     probe_classes: int | None
@@ -183,7 +214,8 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     cells = []
     for data in settings.data:
         print_of = fingerprint(data)
-        _check_held_out(data, settings.n_test)
+        _check_images(data, print_of, settings.n_test, kind)
+        prints = tuple(vision.fingerprint(name, data.pixels) for name in settings.probes if name not in vision.NAMES)
         for name in settings.architectures or settings.models:
             model = settings.models[name]
             for seed in model.seeds or settings.seeds:
@@ -197,6 +229,7 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
                     measured = settings.model_dump(
                         include={"probes", "n_test", "n_probe", "probe_classes", "n_permutations"}
                     )
+                    measured["probe_fingerprints"] = prints
                     cells.append(
                         Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
                     )
@@ -210,37 +243,79 @@ def fingerprint(data: Data) -> str:
     return f"{vision.fingerprint(data.source, data.size)}-{vision.VERSION}"
 
 
-def _check_held_out(data: Data, n_test: int | None) -> None:
-    """Refuse, before anything is trained, what could not be measured."""
-    if data.source == DRAWN:
-        n = len(class_names(*data.factors)) * (n_test or LEAST_PROBE)
-    elif data.source in vision.ABOUT:
-        n = vision.ABOUT[data.source].n_classes * (n_test or LEAST_PROBE)
+def _check_images(data: Data, print_of: str, n_test: int | None, kind: Kind) -> None:
+    """Refuse, before anything is trained, what could not be divided or measured."""
+    if data.source == DRAWN or data.source in vision.ABOUT:
+        drawn = data.source == DRAWN
+        n_classes = len(class_names(*data.factors)) if drawn else vision.ABOUT[data.source].n_classes
+        n = n_classes * (n_test or LEAST_PROBE)
     else:
-        n = len(held_out(data, n_test, 0).labels)
+        train, test = _loaded(data, "train", print_of), _held_out(data, n_test, 0, print_of)
+        n_classes, n = len(train.classes), len(test.labels)
+        counts = (torch.bincount(images.labels, minlength=n_classes).tolist() for images in (train, test))
+        for name, has, held in zip(train.classes, *counts, strict=True):
+            if has < 2 or held < 1:
+                raise ValueError(
+                    f"class {name} of {data.name} has {has} image(s) to train on and {held} held out; "
+                    "two models need at least 2 and 1"
+                )
+    if kind == TASK and n_classes < LEAST_CLASSES:
+        raise ValueError(f"{data.name} has {n_classes} classes; two models that divide them need {LEAST_CLASSES}")
     if n < LEAST_PROBE:
         raise ValueError(
             f"{data.name} has {n} held-out images, and a probe needs {LEAST_PROBE}: give more of each class"
         )
 
 
-@lru_cache(maxsize=4)
-def pool(data: Data, seed: int) -> Images:
+def prepare(cells: Iterable[Any]) -> None:
+    """Fetch and parse what cells read, so that what is missing is missed before hours of training.
+
+    Raises
+    ------
+    DataError
+        If a data set cannot be had.
+    """
+    wanted = set()
+    for cell in cells:
+        for data in {member.data for member in cell.members if member.data.source != DRAWN}:
+            wanted |= {(data.source, split, data.size) for split in ("train", "test")}
+        wanted |= {(name, "test", cell.second.data.pixels) for name in getattr(cell, "probes", ())}
+    for source, split, size in sorted(wanted, key=str):
+        vision.load(source, split, size=size)
+
+
+def pool(member: Member) -> Images:
     """Images that the two models of a seed divide."""
+    return _pool(member.data, member.seed, member.fingerprint)
+
+
+def held_out(pair: Any) -> Images:
+    """Images that no model of a pair's seed has seen, `n_test` of every class."""
+    return _held_out(pair.second.data, pair.n_test, pair.second.seed, pair.second.fingerprint)
+
+
+@lru_cache(maxsize=4)
+def _pool(data: Data, seed: int, print_of: str) -> Images:
     if data.source == DRAWN:
         assert data.n_per_class is not None
         return _drawn(data, "train", data.n_per_class, seed)
-    images = vision.load(data.source, "train", size=data.size)
+    images = _loaded(data, "train", print_of)
     return images if data.n_per_class is None else _subset(images, _some(images.labels, data.n_per_class, seed))
 
 
 @lru_cache(maxsize=4)
-def held_out(data: Data, n_test: int | None, seed: int) -> Images:
-    """Images that no model has seen, of every class."""
+def _held_out(data: Data, n_test: int | None, seed: int, print_of: str) -> Images:
     if data.source == DRAWN:
         return _drawn(data, "test", n_test or 10 * data.combinations, seed)
-    images = vision.load(data.source, "test", size=data.size)
+    images = _loaded(data, "test", print_of)
     return images if n_test is None else _subset(images, _some(images.labels, n_test, seed))
+
+
+def _loaded(data: Data, split: str, print_of: str) -> Images:
+    images = vision.load(data.source, split, size=data.size)
+    if fingerprint(data) != print_of:
+        raise DataError(f"{data.source} has changed since this run began; run it again")
+    return images
 
 
 def _drawn(data: Data, split: str, n_per_class: int, seed: int) -> Images:
@@ -264,7 +339,7 @@ def _subset(images: Images, index: NDArray[np.int64]) -> Images:
 def split(member: Member) -> Split:
     """What the two models are trained on, as indices into the pool; see `repsim_utils.overlap`."""
     function = split_by_example if member.by == "example" else split_by_class
-    return function(pool(member.data, member.seed).labels.numpy(), member.overlap, seed=member.seed, mode=member.mode)
+    return function(pool(member).labels.numpy(), member.overlap, seed=member.seed, mode=member.mode)
 
 
 def label_map(member: Member) -> dict[int, int]:
@@ -272,7 +347,7 @@ def label_map(member: Member) -> dict[int, int]:
     parts = split(member)
     if isinstance(parts, ClassSplit):
         return parts.label_map_first if member.which == 1 else parts.label_map_second
-    return {label: label for label in range(len(pool(member.data, member.seed).classes))}
+    return {label: label for label in range(len(pool(member).classes))}
 
 
 def _relabelled(images: Images, names: dict[int, int]) -> tuple[Tensor, Tensor]:
@@ -287,7 +362,7 @@ def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
     config = member.model_dump(mode="json")
     run = store.load(member.kind, config)
     if run is None:
-        parts, images = split(member), pool(member.data, member.seed)
+        parts, images = split(member), pool(member)
         mine = _subset(images, parts.first if member.which == 1 else parts.second)
         model = _build(member)
         train(model, *_relabelled(mine, label_map(member)), member.recipe, seed=_own_seed(member), progress=progress)
@@ -315,7 +390,7 @@ def size(member: Member) -> Size:
         each = min(about.n_train // about.n_classes, data.n_per_class or about.n_train)
         counts = [each] * about.n_classes
     else:
-        counts = torch.bincount(pool(data, member.seed).labels).tolist()
+        counts = torch.bincount(pool(member).labels).tolist()
     n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, tuple(counts))
     network = {"n_classes": n_classes} | member.network.model_dump()
     return Size(data.name, network, n_train, member.recipe.epochs, data.pixels)
@@ -353,17 +428,19 @@ def probes(pair: Pair) -> dict[str, Tensor]:
     one of fewer than `LEAST_PROBE`.
     """
     member = pair.second
-    images = held_out(member.data, pair.n_test, member.seed)
+    images = held_out(pair)
     by_name = {member.data.name: evenly(images, range(len(images.classes)), pair.n_probe)}
     if member.by == "class":
         groups = class_groups(member, pair.probe_classes)
         if pair.probe_classes is not None:  # and as published: all classes of a group, whose number follows the overlap
             groups |= {f"{name}_all": classes for name, classes in class_groups(member).items()}
         by_name |= {name: evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
-    size = images.images.shape[-1]
+    prints = iter(pair.probe_fingerprints)
     for name in pair.probes:
-        other = vision.load(name, "test", size=size)
-        by_name[name] = evenly(other, range(len(other.classes)), pair.n_probe)
+        other = vision.load(name, "test", size=member.data.pixels)
+        if name not in vision.NAMES and vision.fingerprint(name, member.data.pixels) != next(prints):
+            raise DataError(f"{name} has changed since this run began; run it again")
+        by_name[_name(name)] = evenly(other, range(len(other.classes)), pair.n_probe)
     chosen = {name: some.images for name, some in by_name.items()}
     for name in [name for name, some in chosen.items() if len(some) < LEAST_PROBE]:
         log.warning("probe %s of %s has %d images, too few: left out", name, member.data.name, len(chosen.pop(name)))
@@ -388,21 +465,15 @@ def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
 
     half = None if n is None else n // 2
     lone = some(first - second, half) + some(second - first, half)
-    every = set(range(len(pool(member.data, member.seed).classes)))
+    every = set(range(len(pool(member).classes)))
     return dict(zip(GROUPS, (some(first & second, n, True), lone, some(every - first - second, n, True)), strict=True))
 
 
 def evenly(images: Images, classes: Iterable[int], n: int) -> Images:
-    """At most n images, as many of each class as of the others."""
+    """At most n images: as many of each class as of the others, if it has them."""
     wanted = sorted(classes)
     rows = torch.nonzero(torch.isin(images.labels, torch.tensor(wanted)))[:, 0]
     return _subset(images, rows.numpy()[_some(images.labels[rows], max(1, n // len(wanted)), 0)])
-
-
-def representations(pair: Pair, store: Store, *, progress: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
-    """Both models' representations of every probe: float32 (n, d) each, rows matched."""
-    first, second = train_pair(pair, store, progress=progress)
-    return {name: (represent(first, images), represent(second, images)) for name, images in probes(pair).items()}
 
 
 def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
@@ -433,7 +504,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         )
         wanted = ("metric", "value", "null_mean", "p_value")
         rows += [{"probe": name, "n_probe": len(images)} | {key: one[key] for key in wanted} for one in found]
-    test = held_out(data, pair.n_test, seed)
+    test = held_out(pair)
     for which, member, model in zip(("first", "second"), pair.members, pair_of_models, strict=True):
         images, labels = _relabelled(test, label_map(member))
         score = accuracy(model, images, labels)

@@ -79,6 +79,8 @@ def train(
         raise ValueError(f"training needs two images or more, and as many labels; got {n} images, {len(labels)} labels")
     batch_size = min(recipe.batch_size, n)
     where = device()
+    if where.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it
     model.to(where).train()
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)

@@ -191,7 +191,7 @@ def test_labels_are_those_of_the_images(run):
         n_classes = 80 if run.kind == DATASET else 40
         for member, images, found, new in zip(cell.members, (mine, yours), (labels, other_labels), names, strict=True):
             assert sorted(new.values()) == list(range(n_classes)) and set(found.tolist()) == set(range(n_classes))
-            pool = vision.pool(member.data, member.seed)
+            pool = vision.pool(member)
             true = {image.numpy().tobytes(): int(label) for image, label in zip(pool.images, pool.labels, strict=True)}
             assert [new[true[image.numpy().tobytes()]] for image in images] == found.tolist()
         assert all(names[0][label] == names[1][label] for label in names[0].keys() & names[1].keys())
@@ -208,11 +208,12 @@ def test_classes_in_common_are_as_many_as_wanted():
 def test_n_per_class_bounds_what_models_divide():
     data = {"source": "digits", "n_per_class": 20, "size": 16}
     (cell,) = pairs(settings(data=data, seeds=[0], overlaps=[0.5]), DATASET)
-    images = vision.pool(cell.second.data, 0)
+    images = vision.pool(cell.second)
     assert images.images.shape == (200, 3, 16, 16) and torch.bincount(images.labels).tolist() == [20] * 10
     assert len(split(cell.second).first) == 100
     whole = as_set(datasets.load("digits", "train", size=16).images)
-    assert as_set(images.images) <= whole and as_set(vision.pool(cell.second.data, 1).images) != as_set(images.images)
+    other = cell.second.model_copy(update={"seed": 1})
+    assert as_set(images.images) <= whole and as_set(vision.pool(other).images) != as_set(images.images)
 
 
 # Probes
@@ -225,7 +226,7 @@ def task_cells(n_classes=None, monkeypatch=None, **changes):
         images = Images(
             torch.zeros(2 * n_classes, 3, 16, 16, dtype=torch.uint8), labels, tuple(map(str, range(n_classes)))
         )
-        monkeypatch.setattr(vision, "pool", lambda data, seed: images)
+        monkeypatch.setattr(vision, "pool", lambda member: images)
     return pairs(settings(**{"overlaps": STEPS, "seeds": [0, 1, 2]} | changes), TASK)
 
 
@@ -273,7 +274,7 @@ def test_half_of_the_classes_seen_by_one_are_of_each_model():
 
 def classes_of(images, cell):
     """Classes of held-out images, one an image."""
-    held_out = vision.held_out(cell.second.data, cell.n_test, cell.second.seed)
+    held_out = vision.held_out(cell)
     known = {image.numpy().tobytes(): int(label) for image, label in zip(held_out.images, held_out.labels, strict=True)}
     return [known[image.numpy().tobytes()] for image in images]
 
@@ -338,7 +339,7 @@ def test_dataset_overlap_is_measured_on_all_classes_and_on_further_data_sets():
 def test_no_model_has_seen_an_image_on_which_it_is_measured(run):
     for cell, first, second in run.trainings():
         seen = as_set(first[0]) | as_set(second[0])
-        held_out = vision.held_out(cell.second.data, cell.n_test, cell.second.seed)
+        held_out = vision.held_out(cell)
         assert seen.isdisjoint(as_set(held_out.images))
         for images in probes(cell).values():
             assert seen.isdisjoint(as_set(images))
@@ -347,12 +348,12 @@ def test_no_model_has_seen_an_image_on_which_it_is_measured(run):
 def test_training_and_held_out_images_are_drawn_from_separate_streams():
     """The very same ids give other images."""
     (cell,) = pairs(settings(seeds=[5], overlaps=[0]), DATASET)
-    train, test = vision.pool(cell.second.data, 5), vision.held_out(cell.second.data, 10, 5)
+    train, test = vision.pool(cell.second), vision.held_out(cell)
     ids = torch.arange(800) // 100, torch.arange(800) // 10 % 10, torch.arange(800) % 10
     for images, start in ((train, 0), (test, 2**41)):
         assert torch.equal(images.images, render(*ids, seed=5, difficulty=0.0, start=start))
     assert as_set(train.images).isdisjoint(as_set(test.images))
-    assert as_set(train.images).isdisjoint(as_set(vision.pool(cell.second.data, 6).images))
+    assert as_set(train.images).isdisjoint(as_set(vision.pool(cell.second.model_copy(update={"seed": 6})).images))
 
 
 # Tables
@@ -398,7 +399,7 @@ def test_groups_without_classes_have_no_rows(runs):
 def test_accuracy_is_over_the_classes_of_the_model(run):
     for cell in run.cells:
         rows = run.table[(run.table.overlap == cell.overlap) & run.table.metric.str.startswith("accuracy")]
-        held_out = vision.held_out(cell.second.data, cell.n_test, cell.second.seed)
+        held_out = vision.held_out(cell)
         models = vision.train_pair(cell, run.store, progress=False)
         for member, model, value, n in zip(cell.members, models, rows.value, rows.n_probe, strict=True):
             names, right = label_map(member), []
@@ -410,15 +411,6 @@ def test_accuracy_is_over_the_classes_of_the_model(run):
                     right.append(guess == names[label])
             assert (value, n) == (pytest.approx(np.mean(right)), len(right))
             assert n == (800 if run.kind == DATASET else 400)
-
-
-def test_representations_have_matched_rows_on_every_probe(run):
-    cell = run.cells[1]
-    found = vision.representations(cell, run.store, progress=False)
-    assert {name: len(images) for name, images in probes(cell).items()} == {
-        name: len(x) for name, (x, _) in found.items()
-    }
-    assert all(x.shape == y.shape and x.shape[1] == 16 and x.dtype == torch.float32 for x, y in found.values())
 
 
 def test_a_second_sweep_comes_from_the_store(run, monkeypatch):
@@ -577,11 +569,85 @@ def test_a_folder_of_images_from_end_to_end(folder, tmp_path, kind):
 
 
 def test_changed_images_are_another_run(folder):
-    (one,) = pairs(settings(data=str(folder), seeds=[0], overlaps=[0]), DATASET)
-    (same,) = pairs(settings(data=str(folder), seeds=[0], overlaps=[0]), DATASET)
+    """And they are read again; a run that has begun on the old ones stops."""
+    changes = {"data": str(folder), "seeds": [0], "overlaps": [0]}
+    (one,), (same,) = pairs(settings(**changes), DATASET), pairs(settings(**changes), DATASET)
+    before = vision.pool(one.first).images.clone()
     Image.new("RGB", (16, 20)).save(folder / "train" / "ant" / "3.png")
-    (other,) = pairs(settings(data=str(folder), seeds=[0], overlaps=[0]), DATASET)
+    (other,) = pairs(settings(**changes), DATASET)
     assert named(one) == named(same) != named(other) and named(one.first) != named(other.first)
+    after = vision.pool(other.first).images
+    changed = (before != after).any((1, 2, 3))
+    assert changed.sum() == 1 and (after[changed] == 0).all()
+    with pytest.raises(datasets.DataError, match="has changed since this run began"):
+        vision.held_out(one)
+
+
+def test_a_folder_to_measure_on_is_known_by_its_images(folder, monkeypatch):
+    changes = {"seeds": [0], "overlaps": [0], "n_probe": 60, "probes": [str(folder)]}
+    monkeypatch.chdir(folder.parent)
+    (one,), (same,) = pairs(settings(**changes), DATASET), pairs(settings(**changes | {"probes": ["animals"]}), DATASET)
+    assert set(probes(one)) == {"color_shape_digit", "animals"} and probes(one)["animals"].shape == (60, 3, 28, 28)
+    Image.new("RGB", (16, 20)).save(folder / "test" / "ant" / "3.png")
+    (other,) = pairs(settings(**changes), DATASET)
+    assert named(one) == named(same) != named(other) and one.first == other.first
+    with pytest.raises(datasets.DataError, match="animals has changed since this run began"):
+        probes(one)
+    assert "probe_fingerprints" not in settings_key(probes=["digits"])
+
+
+def settings_key(**changes):
+    """What the key of a cell is made of."""
+    return pairs(settings(seeds=[0], overlaps=[0], **changes), DATASET)[0].model_dump(mode="json")
+
+
+def test_a_folder_has_one_spelling(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert settings(data="animals").data == settings(data=f"{folder}/").data == settings(data=folder).data
+
+
+def test_names_that_tables_could_not_tell_apart_are_refused(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "animals").mkdir(parents=True)
+    both = [str(tmp_path / place / "animals") for place in ("a", "b")]
+    for changes in ({"data": both}, {"data": both[0], "probes": both[1:]}, {"data": "digits", "probes": ["digits"]}):
+        with pytest.raises(ValueError, match="data sets and probes have different names; there are two"):
+            settings(**changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_that_cannot_be_divided_or_measured_is_named(folder, kind):
+    def found(**changes):
+        return pairs(settings(data=str(folder), seeds=[0], overlaps=[0], **changes), kind)
+
+    for image in sorted((folder / "train" / "bee").iterdir())[1:]:
+        image.unlink()
+    with pytest.raises(ValueError, match=r"class bee of animals has 1 image\(s\) to train on and 30 held out; two mod"):
+        found(n_test=None)
+    shutil.copytree(folder / "train" / "ant", folder / "train" / "bee", dirs_exist_ok=True)
+    assert found(n_test=None)
+    shutil.rmtree(folder / "test" / "cat")
+    with pytest.raises(ValueError, match=r"class cat of animals has 12 image\(s\) to train on and 0 held out"):
+        found(n_test=None)
+
+
+def test_classes_are_too_few_to_divide(folder):
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part / "dog")
+    changes = {"data": str(folder), "seeds": [0], "overlaps": [0]}
+    assert pairs(settings(**changes), DATASET)
+    with pytest.raises(ValueError, match="animals has 3 classes; two models that divide them need 4"):
+        pairs(settings(**changes), TASK)
+
+
+def test_what_cells_read_is_fetched_before_anything_is_trained(folder, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(datasets, "load", lambda *args, **options: loaded.append((*args, options["size"])))
+    cells = pairs(settings(data=["digits", {"source": "color_shape_digit", "n_per_class": 10}], probes=["mnist"]), TASK)
+    vision.prepare(cells)
+    assert loaded == [
+        ("digits", "test", None), ("digits", "train", None), ("mnist", "test", 28), ("mnist", "test", 8)
+    ]  # fmt: skip
 
 
 def test_too_few_images_to_measure_on_are_refused_before_anything_is_trained(folder, monkeypatch):
