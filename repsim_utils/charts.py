@@ -450,6 +450,97 @@ def plane(
     return _finished(chart, title, subtitle, description)
 
 
+def scatter(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    color: str,
+    panel: str,
+    title: str,
+    x_title: str,
+    y_title: str,
+    color_title: str,
+    description: str,
+    subtitle: str = "",
+) -> alt.FacetChart:
+    """One mark a row, in panels two in a row, each with an x axis of its own.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns `x`, `y`, `color` (a few ordered values, from dark to light) and `panel`.
+    x, y, color, panel : str
+        Columns.
+    title, x_title, y_title, color_title, subtitle, description : str
+        The last is the alternative text.
+    """
+    values = sorted(table[color].unique())
+    scale = alt.Scale(domain=values, scheme="viridis")
+    shapes = alt.Scale(domain=values, range=list(SHAPES[: len(values)]))
+    points = (
+        alt.Chart(table[[x, y, color, panel]])
+        .mark_point(size=50, filled=True, opacity=0.9)
+        .encode(
+            x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=8)),
+            y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8)),
+            color=alt.Color(f"{color}:O", title=color_title, scale=scale),
+            shape=alt.Shape(f"{color}:O", title=color_title, scale=shapes),
+            tooltip=[f"{panel}:N", f"{color}:O", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in (x, y))],
+        )
+        .properties(width=250, height=210)
+    )
+    panels, header = list(dict.fromkeys(table[panel])), alt.Header(labelFontSize=12)
+    chart = points.facet(alt.Facet(f"{panel}:N", sort=panels, title=None, header=header), columns=2)
+    return _finished(chart.resolve_scale(x="independent"), title, subtitle, description)
+
+
+def forest(
+    table: pd.DataFrame,
+    *,
+    row: str,
+    by: str,
+    panel: str,
+    title: str,
+    x_title: str,
+    description: str,
+    subtitle: str = "",
+    domain: tuple[float, float] | None = None,
+) -> alt.FacetChart:
+    """Estimates with their intervals, one below the other, and a line at zero.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns estimate, low and high, and those named by the following; rows, kinds and panels in order of appearance.
+    row, by, panel : str
+        Columns: what is estimated, the kind of mark, and the panel in which it is drawn.
+    title, x_title, subtitle, description : str
+        The last is the alternative text.
+    domain : (float, float), optional
+        Of the x axis: what lies beyond is cut off.
+    """
+    rows, kinds, panels = (list(dict.fromkeys(table[name])) for name in (row, by, panel))
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    axis = alt.Axis(grid=True, labelLimit=220)
+    base = alt.Chart().encode(
+        y=alt.Y(f"{row}:N", sort=rows, title=None, axis=axis),
+        yOffset=alt.YOffset(f"{by}:N", sort=kinds),
+        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=kinds, range=SERIES[: len(kinds)]), title=None, sort=kinds),
+    )
+    numbers = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("estimate", "low", "high")]
+    points = base.mark_point(size=50, filled=True, opacity=1, clip=True).encode(
+        x=alt.X("estimate:Q", title=x_title, scale=scale),
+        shape=alt.Shape(f"{by}:N", scale=alt.Scale(domain=kinds, range=SHAPES[: len(kinds)]), title=None, sort=kinds),
+        tooltip=[f"{row}:N", f"{by}:N", *numbers],
+    )
+    bars = base.mark_rule(strokeWidth=1.5, clip=True).encode(x=alt.X("low:Q", title=x_title, scale=scale), x2="high:Q")
+    zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
+    chart = alt.layer(zero, bars, points, data=table).properties(width=250, height=alt.Step(14))
+    chart = chart.facet(column=alt.Column(f"{panel}:N", sort=panels, title=None, header=alt.Header(labelFontSize=12)))
+    return _finished(chart, title, subtitle, description)
+
+
 def heatmap(
     table: pd.DataFrame,
     *,

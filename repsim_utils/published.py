@@ -12,6 +12,7 @@ _NAMES = {  # experiments that the published table calls otherwise
     "task_only": "csd_task_only",
     "dataset_overlap_vision": "vision_dataset_overlap",
     "task_overlap_vision": "vision_task_overlap",
+    "adversarial_transfer": "adversarial_dataset_overlap adversarial_task_overlap",
 }
 
 
@@ -34,7 +35,7 @@ def published(experiment: str) -> pd.DataFrame:
         If nothing was published under this name.
     """
     table = pd.read_csv(files.data_folder() / "published_results.csv")
-    rows = table[table.experiment == _NAMES.get(experiment, experiment)]
+    rows = table[table.experiment.isin(_NAMES.get(experiment, experiment).split())]
     if rows.empty:
         raise ValueError(f"nothing published as {experiment!r}; there is {', '.join(sorted(set(table.experiment)))}")
     return rows.reset_index(drop=True)

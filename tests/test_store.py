@@ -124,7 +124,9 @@ def test_damage_is_noticed_named_and_mended(store, run, caplog, damage, name):
 def test_what_cannot_be_read_now_is_not_damage(store, run, monkeypatch):
     """Too many open files, say: another process may hold them, and the run is whole."""
     with monkeypatch.context() as patch:
-        patch.setattr(module.files, "sha256", lambda path: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")))
+        patch.setattr(
+            module.files, "sha256", lambda path: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files"))
+        )
         with pytest.raises(OSError, match="Too many open files"):
             store.load("models", CONFIG)
     assert store.load("models", CONFIG) == run

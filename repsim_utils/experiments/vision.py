@@ -167,8 +167,12 @@ class Settings(Frozen):
             raise ValueError(f"architectures must be different ones, got {', '.join(self.architectures or ())}")
         _one_name_each(tuple(data.source for data in self.data))
         for data in self.data:
-            _one_name_each((data.source, *self.probes))
+            _one_name_each((data.source, *self.further(data)))
         return self
+
+    def further(self, data: Data) -> tuple[str, ...]:
+        """Probes that are not the data's own held-out images, on which pairs are measured anyway."""
+        return tuple(name for name in self.probes if name != data.source)
 
 
 class Member(Frozen):
@@ -215,7 +219,8 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     for data in settings.data:
         print_of = fingerprint(data)
         _check_images(data, print_of, settings.n_test, kind)
-        prints = tuple(vision.fingerprint(name, data.pixels) for name in settings.probes if name not in vision.NAMES)
+        further = settings.further(data)
+        prints = tuple(vision.fingerprint(name, data.pixels) for name in further if name not in vision.NAMES)
         for name in settings.architectures or settings.models:
             model = settings.models[name]
             for seed in model.seeds or settings.seeds:
@@ -226,10 +231,8 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
                     # In constrained mode the first model's half is the same at every overlap, and it is trained once.
                     alone = 0.0 if settings.mode == "constrained" else overlap
                     first, second = Member(which=1, overlap=alone, **common), Member(which=2, overlap=overlap, **common)
-                    measured = settings.model_dump(
-                        include={"probes", "n_test", "n_probe", "probe_classes", "n_permutations"}
-                    )
-                    measured["probe_fingerprints"] = prints
+                    measured = settings.model_dump(include={"n_test", "n_probe", "probe_classes", "n_permutations"})
+                    measured |= {"probes": further, "probe_fingerprints": prints}
                     cells.append(
                         Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
                     )

@@ -610,7 +610,7 @@ def test_names_that_tables_could_not_tell_apart_are_refused(tmp_path):
     for place in ("a", "b"):
         (tmp_path / place / "animals").mkdir(parents=True)
     both = [str(tmp_path / place / "animals") for place in ("a", "b")]
-    for changes in ({"data": both}, {"data": both[0], "probes": both[1:]}, {"data": "digits", "probes": ["digits"]}):
+    for changes in ({"data": both}, {"data": both[0], "probes": both[1:]}, {"data": ["digits", "digits"]}):
         with pytest.raises(ValueError, match="data sets and probes have different names; there are two"):
             settings(**changes)
 
@@ -638,6 +638,11 @@ def test_classes_are_too_few_to_divide(folder):
     assert pairs(settings(**changes), DATASET)
     with pytest.raises(ValueError, match="animals has 3 classes; two models that divide them need 4"):
         pairs(settings(**changes), TASK)
+
+
+def test_data_are_not_measured_on_twice():
+    (cell,) = pairs(settings(data="digits", probes=["digits"], seeds=[0], overlaps=[0]), DATASET)
+    assert cell.probes == () and set(probes(cell)) == {"digits"}
 
 
 def test_what_cells_read_is_fetched_before_anything_is_trained(folder, monkeypatch):
