@@ -536,8 +536,9 @@ def forest(
     )
     bars = base.mark_rule(strokeWidth=1.5, clip=True).encode(x=alt.X("low:Q", title=x_title, scale=scale), x2="high:Q")
     zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
-    chart = alt.layer(zero, bars, points, data=table).properties(width=250, height=alt.Step(14))
-    chart = chart.facet(column=alt.Column(f"{panel}:N", sort=panels, title=None, header=alt.Header(labelFontSize=12)))
+    chart = alt.layer(zero, bars, points, data=table).properties(width=230, height=alt.Step(14))
+    header = alt.Header(labelFontSize=12)
+    chart = chart.facet(alt.Facet(f"{panel}:N", sort=panels, title=None, header=header), columns=2)
     return _finished(chart, title, subtitle, description)
 
 

@@ -299,3 +299,79 @@ def test_trends_take_the_options_of_trend():
     found = trends(table, by=("metric",), x="rank", y="score", level=0.5, **FEW)
     whole = trends(grouped(), by=("metric",), **FEW)
     assert list(found.slope) == list(whole.slope) and (found.low > whole.low).all() and (found.high < whole.high).all()
+
+
+# More than one predictor
+
+
+def mediated(n_units=40, through=0.6, left=0.3, noise=0.1, seed=0):
+    """Pairs in which a of the effect of x on y passes through m."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"seed": np.repeat(np.arange(n_units), 6), "overlap": np.tile(np.linspace(0, 1, 6), n_units)})
+    table["m"] = 2 * table.overlap + rng.normal(0, noise, len(table)) + rng.normal(0, noise, n_units)[table.seed]
+    table["value"] = through / 2 * table.m + left * table.overlap + rng.normal(0, noise, len(table))
+    return table.assign(other=rng.normal(size=len(table)))
+
+
+def test_demeaned_leaves_what_varies_within_groups():
+    table = pd.DataFrame({"g": [0, 0, 1, 1], "a": [1.0, 3, 10, 20], "b": [1, 1, 1, 1]})
+    found = analysis.demeaned(table, ["a"], by=["g"])
+    assert list(found.a) == [-1, 1, -5, 5] and list(found.b) == [1] * 4 and list(table.a) == [1, 3, 10, 20]
+
+
+def test_mediation_is_that_of_two_regressions():
+    """Against statsmodels, which knows nothing of sums of products."""
+    import statsmodels.formula.api as smf
+
+    table = mediated(8)
+    for fixed, more in (([], ""), (["other"], " + other")):
+        found = analysis.mediation(table, mediator="m", given=fixed).set_index("effect").estimate
+        total = smf.ols(f"value ~ overlap{more}", table).fit().params["overlap"]
+        both = smf.ols(f"value ~ overlap + m{more}", table).fit().params
+        assert found["total"] == pytest.approx(total) and found["direct"] == pytest.approx(both["overlap"])
+        assert found["mediator"] == pytest.approx(both["m"])
+        assert found["indirect"] == pytest.approx(total - both["overlap"])
+    assert found["total"] != analysis.mediation(table, mediator="m").estimate[0]
+
+
+@pytest.mark.parametrize(("through", "left"), [(0.6, 0.3), (0.0, 0.5), (0.5, 0.0)])
+def test_mediation_covers_what_was_put_in(through, left):
+    covered = []
+    for seed in range(40):
+        found = analysis.mediation(mediated(10, through, left, seed=seed), mediator="m", n_resamples=1000)
+        found = found.set_index("effect")
+        truth = {"total": through + left, "direct": left, "indirect": through, "mediator": through / 2}
+        covered += [found.low[name] <= value <= found.high[name] for name, value in truth.items()]
+    assert np.mean(covered) > 0.88
+
+
+def test_mediation_interval_of_the_total_effect_is_that_of_the_trend():
+    table = mediated(6)
+    total = analysis.mediation(table, mediator="m").iloc[0]
+    line = trend(table)
+    assert (total.estimate, total.low, total.high) == pytest.approx((line.slope, line.low, line.high), rel=1e-6)
+    assert analysis.mediation(table[table.seed == 0], mediator="m")[["low", "high"]].isna().all().all()
+
+
+def test_prediction_is_of_units_that_were_left_out():
+    """Literally: fit on all other seeds, foretell this one."""
+    table = mediated(5)
+    found = analysis.prediction(table, {"m": ["m"], "both": ["m", "overlap"], "noise": ["other"]})
+    for name, columns in (("m", ["m"]), ("both", ["m", "overlap"]), ("noise", ["other"])):
+        left = baseline = 0.0
+        for seed in range(5):
+            train, test = table[table.seed != seed], table[table.seed == seed]
+            told = LinearRegression().fit(train[columns], train.value).predict(test[columns])
+            left += np.square(test.value - told).sum()
+            baseline += np.square(test.value - train.value.mean()).sum()
+        (row,) = found[found.predictors == name].itertuples()
+        assert row.r_squared == pytest.approx(1 - left / baseline)
+        assert row.low < row.r_squared < row.high
+    assert found.r_squared[0] > 0.5 and found.r_squared[2] < 0.05
+
+
+def test_prediction_sees_the_same_rows_for_all_predictors():
+    table = mediated(5)
+    table.loc[3, "other"] = np.nan
+    found = analysis.prediction(table, {"m": ["m"], "noise": ["other"]})
+    assert found.r_squared[0] == analysis.prediction(table.drop(3), {"m": ["m"]}).r_squared[0]

@@ -194,3 +194,28 @@ def test_lines_in_panels():
     }
     spec = valid(charts.lines(table, x="x", y="y", by="by", panel="which", **words))
     assert spec["facet"]["field"] == "which" and spec["facet"]["sort"] == ["b", "a"] and spec["columns"] == 2
+
+
+TEXTS = {"title": "A title of some length", "x_title": "X", "description": "What is to be seen here"}
+
+
+def test_scatter_has_one_mark_a_row():
+    table = pd.DataFrame({"a": [0.1, 0.2, 0.3], "b": [1.0, 2, 3], "o": [0.2, 0.0, 0.2], "p": ["left", "left", "right"]})
+    chart = charts.scatter(table, x="a", y="b", color="o", panel="p", y_title="Y", color_title="O", **TEXTS)
+    spec = valid(chart)
+    assert rows_of(spec) == table[["a", "b", "o", "p"]].to_dict("records")
+    color, shape = (spec["spec"]["encoding"][name]["scale"] for name in ("color", "shape"))
+    assert color["domain"] == shape["domain"] == [0.0, 0.2] and len(shape["range"]) == 2
+    assert spec["facet"]["sort"] == ["left", "right"]
+
+
+def test_forest_has_a_point_and_a_bar_for_each_estimate_and_a_line_at_zero():
+    table = pd.DataFrame({"r": ["b", "a"], "k": ["k1", "k2"], "p": ["x", "x"], "estimate": [0.1, 2.0]})
+    table = table.assign(low=[-0.1, 1.5], high=[0.3, 2.5])
+    spec = valid(charts.forest(table, row="r", by="k", panel="p", domain=(-1, 1), **TEXTS))
+    zero, bars, points = spec["spec"]["layer"]
+    assert (zero["mark"]["type"], bars["mark"]["type"], points["mark"]["type"]) == ("rule", "rule", "point")
+    assert zero["encoding"]["x"]["datum"] == 0 and bars["encoding"]["x2"]["field"] == "high"
+    assert bars["mark"]["clip"] and points["encoding"]["x"]["scale"]["domain"] == [-1, 1]
+    assert points["encoding"]["y"]["sort"] == ["b", "a"]
+    assert [row["estimate"] for row in rows_of(spec)] == [0.1, 2.0]

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import task_only, vision
+from repsim_utils.experiments import adversarial_transfer, task_only, vision
 from repsim_utils.files import data_folder
+from repsim_utils.metrics import PAPER
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
@@ -80,11 +81,17 @@ def test_cka_of_the_resnet_rises_with_overlap(kind, probe):
     assert analysis.trend(rows).low > 0
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Models that several tests need are trained once."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.mark.parametrize("kind", OVERLAP)
-def test_a_cell_on_overlap_in_vision_comes_out_again(kind, tmp_path):
+def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
     """Everything in common, seed 0. Threads and machines lead training elsewhere, though not far."""
     (cell,) = vision.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=["small_resnet"]), kind)
-    again = sweep(vision.measure_pair, [cell], store=Store(tmp_path), progress=False)
+    again = sweep(vision.measure_pair, [cell], store=store, progress=False)
     table = published.recorded(kind)
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     both = again.merge(then, on=["probe", "metric"], suffixes=("", "_then"), validate="one_to_one")
@@ -93,6 +100,105 @@ def test_a_cell_on_overlap_in_vision_comes_out_again(kind, tmp_path):
     far |= {"accuracy_first": 0.08, "accuracy_second": 0.08}
     for row in both[both.metric.isin(far)].itertuples():
         assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.metric)
+
+
+MAIN = profiles.load("laptop", "adversarial_transfer").attacks()[0]
+
+
+def transfer(**wanted):
+    """Recorded rows under the main attack."""
+    table = published.recorded("adversarial_transfer")
+    table = table[(table.epsilon == MAIN.epsilon) & (table.probe != "common_classes_all")]
+    for name, value in ({"attack": MAIN.method, "metric": "transfer"} | wanted).items():
+        table = table[table[name] == value]
+    return table
+
+
+def test_adversarial_transfer_is_the_laptop_profile_of_this_code():
+    table = published.recorded("adversarial_transfer")
+    cells = adversarial_transfer.pairs(profiles.load("laptop", "adversarial_transfer"))
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert set(table["profile"]) == {"laptop"}
+    assert not table.duplicated(["key", "probe", "attack", "epsilon", "metric"]).any()
+    trained = {
+        key(member.model_dump(mode="json"))
+        for kind in OVERLAP
+        for pair in vision.pairs(profiles.load("laptop", kind), kind)
+        for member in pair.members
+    }
+    wanted = {key(member.model_dump(mode="json")) for cell in cells for member in cell.members[:2]}
+    assert wanted <= trained  # the pairs of both sweeps: nothing is trained again
+    assert (table.value[table.metric == "unmoved"] == 0).all()
+
+
+@pytest.mark.parametrize("cause", OVERLAP)
+@pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
+def test_transfer_rises_with_overlap_and_controls_do_not(cause, network):
+    """What the chapter says: intervals over seeds, attack by attack."""
+    of = {"cause": cause, "architecture": network}
+    for metric in ("transfer", "transfer_all_right", "transfer_given_fooled", "same_mistake"):
+        assert analysis.trend(transfer(**of, metric=metric)).low > 0, metric
+    lowest = transfer(**of).groupby("overlap").value.mean().min()
+    for control in adversarial_transfer.CONTROLS:
+        rows = transfer(**of, attack=control)
+        assert analysis.trend(rows).low < 0 < analysis.trend(rows).high and rows.value.mean() < 0.3 * lowest
+    assert transfer(**of, metric="white_box").value.mean() > 0.95 and transfer(**of).value.mean() < 0.5
+
+
+def recorded_pairs(cause, network, probe):
+    """Transfer, gradient cosine and each similarity, one row a pair."""
+    index = ["overlap", "seed"]
+    of = {"cause": cause, "architecture": network}
+    table = published.recorded(cause)
+    table = table[(table.probe == probe) & (table.architecture == network) & table.metric.isin(PAPER)]
+    found = table.pivot_table(index=index, columns="metric", values="value")
+    found["transfer"] = transfer(**of).set_index(index).value
+    clean = published.recorded("adversarial_transfer")
+    clean = clean[(clean.cause == cause) & (clean.architecture == network) & (clean.metric == "gradient_cosine")]
+    found["gradients"] = clean[clean.probe != "common_classes_all"].set_index(index).value
+    return found.dropna(subset=["transfer"]).reset_index()
+
+
+@pytest.mark.parametrize(("cause", "probe"), [(vision.DATASET, "color_shape_digit"), (vision.TASK, "common_classes")])
+@pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
+def test_gradients_foretell_transfer_and_similarity_only_under_dataset_overlap(cause, network, probe):
+    pairs = recorded_pairs(cause, network, probe)
+    told = analysis.prediction(pairs, {n: [n] for n in (*PAPER, "gradients", "overlap")}, y="transfer")
+    told = told.set_index("predictors")
+    assert told.r_squared.drop("overlap").idxmax() == "gradients"
+    if cause == vision.DATASET:
+        assert told.low["cka"] > 0 and told.r_squared["cka"] > told.r_squared["overlap"] - 0.05
+    else:
+        assert (told.r_squared[list(PAPER)] < 0.1).all() and (told.low[list(PAPER)] < 0).all()
+    split = analysis.mediation(pairs, mediator="gradients", y="transfer").set_index("effect")
+    assert split.low["direct"] < 0 < split.high["direct"]
+
+
+@pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
+def test_the_riddle_of_common_classes_is_one_of_the_probe(network):
+    """On all common classes CKA and transfer move apart from overlap to overlap, on the same eight together."""
+    table = published.recorded("adversarial_transfer")
+    table = table[(table.attack == MAIN.method) & (table.epsilon == MAIN.epsilon) & (table.metric == "transfer")]
+    table = table[(table.cause == vision.TASK) & (table.architecture == network)]
+    alike = published.recorded(vision.TASK)
+    alike = alike[(alike.metric == "cka") & (alike.architecture == network)]
+    for probe, sign in (("common_classes_all", -1), ("common_classes", 1)):
+        means = [part[part.probe == probe].groupby("overlap").value.mean() for part in (table, alike)]
+        assert sign * means[0].corr(means[1]) > 0.3
+
+
+def test_a_cell_of_attacks_comes_out_again(store):
+    """The pair trained above, everything in common. What its siblings get right is another question."""
+    options = {"seeds": [0], "overlaps": [1], "architectures": ["small_resnet"]}
+    cell = adversarial_transfer.pairs(profiles.load("laptop", "adversarial_transfer", **options))[0]
+    again = sweep(adversarial_transfer.measure_pair, [cell], store=store, progress=False)
+    table = published.recorded("adversarial_transfer")
+    then = table[(table.cause == cell.cause) & (table.overlap == 1) & (table.seed == 0)]
+    then = then[then.architecture == "small_resnet"]
+    both = again.merge(then, on=["probe", "attack", "epsilon", "metric"], suffixes=("", "_then"), validate="one_to_one")
+    assert len(both) == len(again) == len(then)
+    for row in both[both.metric != "transfer_all_right"].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=0.1), (row.attack, row.epsilon, row.metric)
 
 
 def test_main_figure_is_drawn_from_the_recorded_table(tmp_path):
