@@ -85,7 +85,9 @@ def plan(
                 training = 3 * flops * one.n_train * one.epochs / 1e15
                 rows[name] = one._asdict() | {"model": model, "parameters": parameters, "pflops": training}
                 rows[name]["gflops"] = flops / 1e9
-        counts[one.dataset, model] = counts.get((one.dataset, model), 0) + 1
+        first = size(cell.members[0])
+        names = first.dataset, getattr(cell, "architecture", first.network["name"])
+        counts[names] = counts.get(names, 0) + 1
     table = pd.DataFrame(rows.values()).groupby(["dataset", "model"], sort=False)
     result = table.agg(
         models=("n_train", "size"),
@@ -95,7 +97,7 @@ def plan(
         gflops=("gflops", "max"),
         pflops=("pflops", "sum"),
     ).reset_index()
-    result.insert(2, "cells", [counts[names] for names in zip(result["dataset"], result["model"], strict=True)])
+    result.insert(2, "cells", [counts.get(names, 0) for names in zip(result["dataset"], result["model"], strict=True)])
     result["disk_gb"] = result["models"] * result["parameters"] * 4 / 1e9
     result["hours"] = result["pflops"] * 1e3 / (GPUS[gpu] * utilisation) / 3600
     return result

@@ -11,7 +11,7 @@ import torchvision
 
 from repsim_utils import plan as planning
 from repsim_utils import profiles
-from repsim_utils.experiments import EXPERIMENTS, task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, task_only, vision
 from repsim_utils.models.vision import RESNETS, VITS, build
 from repsim_utils.plan import GPUS, Size, cost, plan
 from tests import tiny
@@ -245,3 +245,12 @@ def test_task_only_says_its_size():
     member = EXPERIMENTS["task_only"].pairs(profiles.load("paper", "task_only"))[0].first
     size = task_only.size(member)
     assert isinstance(size, Size) and (size.network["name"], *size[2:]) == ("resnet18", 800_000, 20, 28)
+
+
+def test_attacks_need_the_pairs_of_both_sweeps_and_a_source_that_reads_digits():
+    settings = profiles.load("smoke", "adversarial_transfer", architectures=["small_resnet"])
+    table = plan(adversarial_transfer.pairs(settings), vision.size)
+    assert table.set_index("dataset")[["cells", "models"]].T.to_dict() == {
+        "color_shape_digit": {"cells": 4, "models": 6},  # the task sweep has no cell, and no second model, at overlap 0
+        "digits": {"cells": 0, "models": 1},
+    }
