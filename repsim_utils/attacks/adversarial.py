@@ -9,6 +9,8 @@ NI, SI and TI variants.)
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,8 +91,8 @@ def attack(
     Parameters
     ----------
     model : Module
-        Maps float images (n, 3, h, w) in [0, 1] to logits. It is put into evaluation mode for the time of the attack,
-        and the gradients of its weights are left alone.
+        Maps float images (n, 3, h, w) in [0, 1] to logits. It is put into evaluation mode for the time of the attack;
+        afterwards it is as it was, and so are the gradients of its weights.
     images : Tensor
         float32 (n, 3, h, w) in [0, 1].
     labels : Tensor
@@ -123,19 +125,33 @@ def attack(
     step = sign * epsilon / 255 * (1 / steps if how.step is None else how.step)
     walk = partial(_walk, model, epsilon=epsilon / 255, step=step, steps=steps, how=how)
     generator = torch.Generator().manual_seed(seed)
-    was_training, made = model.training, []
-    model.eval()
-    try:
+    made = []
+    with _at_rest(model):
         for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
             x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
             tries = [walk(x, y, generator=generator) for _ in range(how.restarts)]
             made.append(_best(model, tries, y, sign).to(images.device))
-    finally:
-        model.train(was_training)
     result = torch.cat(made)
     if epsilon and (still := int(unmoved(images, result).sum())):
         log.warning("%d of %d images have no gradient and did not move: they are not robust", still, len(images))
     return result
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and weights that want no gradient, which saves a twentieth of the time; then all as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    model.eval()
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def _checked(
@@ -246,14 +262,10 @@ def _smooth(gradient: Tensor, width: int) -> Tensor:
 
 def input_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's loss with respect to its pixels: float32 (n, 3, h, w)."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    try:
+    with _at_rest(model):
         parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
         found = [_gradient(model, x.to(device), y.to(device), Options(), torch.Generator()) for x, y in parts]
-    finally:
-        model.train(was_training)
     return torch.cat(found).to(images.device)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from repsim_utils.attacks import adversarial
-from repsim_utils.attacks.adversarial import METHODS, Options, attack, random_signs, shuffled, unmoved
+from repsim_utils.attacks.adversarial import METHODS, Options, attack, input_gradients, random_signs, shuffled, unmoved
 from repsim_utils.models.vision import build
 from tests.attacks import literal
 
@@ -219,7 +219,19 @@ def test_a_model_in_training_mode_is_attacked_as_it_will_be_used(network, probe)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert torch.equal(attack(model, images, labels), attack(network, images, labels))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
+
+
+def test_a_model_is_afterwards_as_it_was(network, probe):
+    """Also where one part of it is not trained, and one is in evaluation mode."""
+    model = copy.deepcopy(network).train()
+    weights, parts = list(model.parameters()), list(model.modules())
+    weights[0].requires_grad_(False)
+    parts[-1].eval()
+    attack(model, *probe)
+    input_gradients(model, *probe)
+    assert [weight.requires_grad for weight in weights] == [False] + [True] * (len(weights) - 1)
+    assert [part.training for part in parts] == [True] * (len(parts) - 1) + [False]
 
 
 def test_the_mode_is_restored_after_an_error(probe):
