@@ -298,7 +298,8 @@ def lines(
     names = list(dict.fromkeys(table[by])) if styles is None else list(styles)
     colors = list(SERIES[: len(names)]) if styles is None else [color for color, _ in styles.values()]
     shapes = list(SHAPES[: len(names)]) if styles is None else [shape for _, shape in styles.values()]
-    legend = alt.Legend() if styles is None else alt.Legend(orient="bottom", columns=2, labelLimit=320)
+    below = alt.Legend(orient="bottom", columns=2, labelLimit=320)
+    legend = alt.Legend() if styles is None and panel is None else below
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     base = alt.Chart(table if panel is None else alt.Undefined).encode(
         x=alt.X(
@@ -477,22 +478,23 @@ def scatter(
     """
     values = sorted(table[color].unique())
     scale = alt.Scale(domain=values, scheme="viridis")
-    shapes = alt.Scale(domain=values, range=list(SHAPES[: len(values)]))
+    shapes, legend = alt.Scale(domain=values, range=list(SHAPES[: len(values)])), alt.Legend(orient="bottom")
     points = (
         alt.Chart(table[[x, y, color, panel]])
         .mark_point(size=50, filled=True, opacity=0.9)
         .encode(
             x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=8)),
             y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8)),
-            color=alt.Color(f"{color}:O", title=color_title, scale=scale),
-            shape=alt.Shape(f"{color}:O", title=color_title, scale=shapes),
+            color=alt.Color(f"{color}:O", title=color_title, scale=scale, legend=legend),
+            shape=alt.Shape(f"{color}:O", title=color_title, scale=shapes, legend=legend),
             tooltip=[f"{panel}:N", f"{color}:O", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in (x, y))],
         )
         .properties(width=250, height=210)
     )
     panels, header = list(dict.fromkeys(table[panel])), alt.Header(labelFontSize=12)
     chart = points.facet(alt.Facet(f"{panel}:N", sort=panels, title=None, header=header), columns=2)
-    return _finished(chart.resolve_scale(x="independent"), title, subtitle, description)
+    chart = chart.resolve_scale(x="independent")
+    return _finished(chart, title, subtitle, description)
 
 
 def forest(
@@ -523,15 +525,17 @@ def forest(
     rows, kinds, panels = (list(dict.fromkeys(table[name])) for name in (row, by, panel))
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     axis = alt.Axis(grid=True, labelLimit=220)
+    colors, shapes = (alt.Scale(domain=kinds, range=list(marks[: len(kinds)])) for marks in (SERIES, SHAPES))
+    legend = alt.Legend(orient="bottom")
     base = alt.Chart().encode(
         y=alt.Y(f"{row}:N", sort=rows, title=None, axis=axis),
         yOffset=alt.YOffset(f"{by}:N", sort=kinds),
-        color=alt.Color(f"{by}:N", scale=alt.Scale(domain=kinds, range=SERIES[: len(kinds)]), title=None, sort=kinds),
+        color=alt.Color(f"{by}:N", scale=colors, title=None, sort=kinds, legend=legend),
     )
     numbers = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("estimate", "low", "high")]
     points = base.mark_point(size=50, filled=True, opacity=1, clip=True).encode(
         x=alt.X("estimate:Q", title=x_title, scale=scale),
-        shape=alt.Shape(f"{by}:N", scale=alt.Scale(domain=kinds, range=SHAPES[: len(kinds)]), title=None, sort=kinds),
+        shape=alt.Shape(f"{by}:N", scale=shapes, title=None, sort=kinds, legend=legend),
         tooltip=[f"{row}:N", f"{by}:N", *numbers],
     )
     bars = base.mark_rule(strokeWidth=1.5, clip=True).encode(x=alt.X("low:Q", title=x_title, scale=scale), x2="high:Q")

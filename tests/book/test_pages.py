@@ -20,7 +20,7 @@ CHARTS = {
     "causes/task_only.html": 4,
     "causes/dataset_overlap_vision.html": 6,
     "causes/task_overlap_vision.html": 5,
-    "consequences/adversarial_transfer.html": 10,
+    "consequences/adversarial_transfer.html": 12,
 }
 
 
