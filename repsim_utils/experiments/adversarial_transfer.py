@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from repsim_utils.attacks import adversarial
@@ -24,21 +24,26 @@ VERSION = 1  # raised when the same pair gives other measurements
 SUMMARY = ("cause", "dataset", "architecture", "probe", "attack", "epsilon", "metric", "overlap")
 UNRELATED = "digits"  # what the control's source has learned
 LEAST_RIGHT = 10  # images that both models classify correctly; a rate of fewer says nothing
+SHARED = ("seeds", "overlaps", "architectures", "data")  # settings of both sweeps
 CONTROLS = ("random_signs", "shuffled", "unrelated_source")
+
+
+def _known(method: str) -> str:
+    if method.lower() not in adversarial.METHODS:
+        raise ValueError(f"attacks are {', '.join(adversarial.METHODS)}")
+    return method.lower()
+
+
+Method = Annotated[str, AfterValidator(_known)]
+Epsilon = Annotated[float, Field(gt=0, le=255)]  # in units of 1/255
 
 
 class Attack(Frozen):
     """Arguments of `repsim_utils.attacks.adversarial.attack`."""
 
-    method: str = "mi-fgsm"
-    epsilon: float = Field(default=4, gt=0, le=255)
+    method: Method = "mi-fgsm"
+    epsilon: Epsilon = 4
     steps: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _known(self) -> Attack:
-        if self.method not in adversarial.METHODS:
-            raise ValueError(f"attacks are {', '.join(adversarial.METHODS)}; got {self.method}")
-        return self
 
 
 class Cause(Frozen):
@@ -61,10 +66,26 @@ class Settings(Frozen):
     overlaps: Overlaps | None = None
     architectures: tuple[str, ...] | None = None
     data: Any = None
-    attack: str = "mi-fgsm"
-    epsilon: float = 4
-    epsilons: tuple[float, ...] = ()
-    methods: tuple[str, ...] = ()
+    attack: Method = "mi-fgsm"
+    epsilon: Epsilon = 4
+    epsilons: tuple[Epsilon, ...] = ()
+    methods: tuple[Method, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_sweeps(cls, value: Any) -> Any:
+        """What replaces settings of the sweeps, put there, where it is checked; of data, what is not named stays."""
+        if not isinstance(value, dict) or not isinstance(value.get("causes"), dict):
+            return value
+        changes = {name: value[name] for name in SHARED if value.get(name) is not None}
+        causes = {}
+        for kind, about in value["causes"].items():
+            about = about if isinstance(about, dict) else about.model_dump()
+            sweep = about["sweep"] | changes
+            if isinstance(changes.get("data"), dict) and len(about["sweep"]["data"]) == 1:
+                sweep["data"] = about["sweep"]["data"][0] | changes["data"]
+            causes[kind] = about | {"sweep": sweep}
+        return value | {"causes": causes}
 
     def attacks(self) -> tuple[Attack, ...]:
         """The primary attack first, then the others, each once."""
@@ -101,10 +122,8 @@ class Pair(Frozen):
 def pairs(settings: Settings) -> list[Pair]:
     """Every pair of both sweeps that has classes in common."""
     cells = []
-    names = ("seeds", "overlaps", "architectures", "data")
-    changes = {name: value for name in names if (value := getattr(settings, name)) is not None}
     for cause, about in settings.causes.items():
-        found = vision.pairs(vision.Settings.model_validate(about.sweep.model_dump() | changes), cause)
+        found = vision.pairs(about.sweep, cause)
         if cause == vision.TASK:  # an image whose class one of the two cannot name has no right answer
             found = [pair for pair in found if pair.overlap > 0]
         for pair in found:

@@ -105,9 +105,12 @@ def explain(error: ValidationError) -> str:
     """A validation error in one line: where, what is wrong, what was given."""
     errors = error.errors()
     inner = [e for e in errors if e["type"] != "too_short" or len(errors) == 1]  # of a list whose entries are refused
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {_plain(e)}, got {e['input']!r}" if e["loc"] else _plain(e) for e in inner
-    )
+    told: dict[tuple[str, str], str] = {}  # the same of several places, once: of the outermost
+    for e in sorted(inner, key=lambda e: len(e["loc"])):
+        where, got = ".".join(map(str, e["loc"])), "" if isinstance(e["input"], dict) else f", got {e['input']!r}"
+        what = f"{where}: {_plain(e)}{got}" if where else _plain(e)
+        told.setdefault((where if e["type"] == "missing" else _plain(e), got), what)
+    return "; ".join(told.values())
 
 
 def _plain(error: Any) -> str:

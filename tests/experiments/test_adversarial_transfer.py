@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from repsim_utils import profiles
 from repsim_utils.attacks.transfer import RATES
 from repsim_utils.experiments import adversarial_transfer as transfer
 from repsim_utils.experiments import vision
@@ -144,3 +145,34 @@ def test_too_few_right_answers_are_told(tmp_path, caplog):
     table = sweep(transfer.measure_pair, cells, store=Store(tmp_path), progress=False)
     assert "of 80 images are right on both models, too few to attack" in caplog.text
     assert set(table.attack) == {"none", "published"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "magic"}, "attack: attacks are fgsm, i-fgsm, mi-fgsm, .*, got 'magic'$"),
+        ({"methods": "[fgsm, magic]"}, r"methods.1: attacks are fgsm, .*, got 'magic'$"),
+        ({"epsilon": 0}, "epsilon: Input should be greater than 0, got 0$"),
+        ({"epsilons": "[4, 300]"}, r"epsilons.1: Input should be less than or equal to 255, got 300$"),
+        (
+            {"overlaps": "[2]"},
+            r"transfer \(smoke\): overlaps: overlaps are different numb.*, got \[2\]$",
+        ),
+        ({"architectures": "[vgg]"}, "sweep: no architecture vgg; choose from small_resnet, small_vit$"),
+        ({"causes": 3}, "causes: Input should be a valid dictionary, got 3"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        profiles.load("smoke", "adversarial_transfer", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_said_of_both_sweeps_is_so_in_both():
+    changes = {"data": "{difficulty: 0.5}", "seeds": [3], "architectures": ["small_vit"], "attack": "PGD"}
+    settings = profiles.load("smoke", "adversarial_transfer", **changes)
+    assert settings.attacks()[0].method == "pgd"
+    before = profiles.load("smoke", "dataset_overlap_vision").data[0]
+    for cell in pairs(settings):
+        assert cell.second.data == before.model_copy(update={"difficulty": 0.5})
+        assert (cell.second.seed, cell.architecture) == (3, "small_vit")
