@@ -478,15 +478,13 @@ def scatter(
     """
     values = sorted(table[color].unique())
     scale = alt.Scale(domain=values, scheme="viridis")
-    shapes, legend = alt.Scale(domain=values, range=list(SHAPES[: len(values)])), alt.Legend(orient="bottom")
     points = (
         alt.Chart(table[[x, y, color, panel]])
         .mark_point(size=50, filled=True, opacity=0.9)
         .encode(
             x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=8)),
             y=alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8)),
-            color=alt.Color(f"{color}:O", title=color_title, scale=scale, legend=legend),
-            shape=alt.Shape(f"{color}:O", title=color_title, scale=shapes, legend=legend),
+            color=alt.Color(f"{color}:O", title=color_title, scale=scale, legend=alt.Legend(orient="bottom")),
             tooltip=[f"{panel}:N", f"{color}:O", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in (x, y))],
         )
         .properties(width=250, height=210)
