@@ -24,6 +24,7 @@ RECORDED, PUBLISHED, MEASURED = "recorded (laptop)", "published", "this run"
 SERIES = (BLACK, ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRAY)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
 _LAYERS = {RECORDED: (BLACK, "circle"), PUBLISHED: (ORANGE, "diamond"), MEASURED: (BLUE, "triangle")}
+_LIGHTER = {RECORDED: GRAY, PUBLISHED: "#E69F00", MEASURED: "#56B4E9"}  # every second curve of a source
 
 
 def three_layers(
@@ -298,8 +299,7 @@ def lines(
     names = list(dict.fromkeys(table[by])) if styles is None else list(styles)
     colors = list(SERIES[: len(names)]) if styles is None else [color for color, _ in styles.values()]
     shapes = list(SHAPES[: len(names)]) if styles is None else [shape for _, shape in styles.values()]
-    below = alt.Legend(orient="bottom", columns=2, labelLimit=320)
-    legend = alt.Legend() if styles is None and panel is None else below
+    legend = alt.Legend(orient="bottom", columns=2, labelLimit=320)
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     base = alt.Chart(table if panel is None else alt.Undefined).encode(
         x=alt.X(
@@ -345,7 +345,7 @@ def sources(
     table : DataFrame
         All rows, with a column curve: source and series.
     styles : dict
-        Color, of the source, and shape, which goes through the series of a source, of each curve.
+        Color, of two shades of the source's, and shape, which goes through the series of a source, of each curve.
     """
     parts: list[pd.DataFrame] = []
     styles: dict[str, tuple[str, str]] = {}
@@ -355,7 +355,8 @@ def sources(
         curves = (f"{source}: " + table["series"]).rename("curve")
         parts.append(table.assign(curve=curves))
         marks = SHAPES if source != MEASURED else ("triangle-right", "triangle-left", *SHAPES)
-        styles |= {curve: (_LAYERS[source][0], marks[i]) for i, curve in enumerate(dict.fromkeys(curves))}
+        shades = _LAYERS[source][0], _LIGHTER[source]
+        styles |= {curve: (shades[i % 2], marks[i]) for i, curve in enumerate(dict.fromkeys(curves))}
     return pd.concat(parts, ignore_index=True), styles
 
 

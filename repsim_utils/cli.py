@@ -165,7 +165,8 @@ def results(
     table = collect(cells, where)
     if table.empty:
         raise RepsimError(
-            f"no cell of {experiment} ({profile}) is in {where.root}; run: repsim run {experiment} --profile {profile}"
+            f"no cell of {experiment} ({profile}{', as changed' if parameters else ''}) is in {where.root}; "
+            "the same options after `repsim run` make them"
         )
     table.insert(2, "profile", profile)
     if csv:
@@ -191,7 +192,8 @@ def _cells(
 def _summarise(table: Any, definition: Any) -> None:
     from repsim_utils import analysis
 
-    summary = analysis.mean_interval(table, by=definition.by)
+    table = table[~table["metric"].str.endswith("_published")]  # variants for comparison; --csv has them
+    summary = analysis.mean_interval(analysis.realised(table), by=definition.by)
     typer.echo(summary.to_string(index=False, float_format="%.3f", na_rep="-"))
 
 

@@ -145,6 +145,7 @@ def slurm(
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise ClusterError("SLURM needs dask-jobqueue: pip install 'repsim_utils[cluster]'") from None
+    _quiet()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the import has replaced
     extra = [f"--gres=gpu:{gpus}"] if gpus else []
     cluster = SLURMCluster(

@@ -446,7 +446,8 @@ def probes(pair: Pair) -> dict[str, Tensor]:
         by_name[_name(name)] = evenly(other, range(len(other.classes)), pair.n_probe)
     chosen = {name: some.images for name, some in by_name.items()}
     for name in [name for name, some in chosen.items() if len(some) < LEAST_PROBE]:
-        log.warning("probe %s of %s has %d images, too few: left out", name, member.data.name, len(chosen.pop(name)))
+        n, about = len(chosen.pop(name)), f"{member.data.name} at overlap {split(member).overlap:.2g}"
+        log.warning("probe %s of %s is left out: it has %d images and needs %d", name, about, n, LEAST_PROBE)
     return chosen
 
 

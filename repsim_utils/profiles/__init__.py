@@ -114,7 +114,9 @@ def explain(error: ValidationError) -> str:
 
 
 def _plain(error: Any) -> str:
-    if error["type"] in ("tuple_type", "too_short"):
+    if error["type"] == "too_short":
+        return "must have an entry"
+    if error["type"] == "tuple_type":
         return "must be a list such as [1, 2]"
     return str(error["msg"]).removeprefix("Value error, ")
 

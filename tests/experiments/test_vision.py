@@ -322,7 +322,10 @@ def test_a_probe_has_n_probe_images_or_one_of_every_class():
 def test_a_probe_that_is_too_small_is_left_out_with_a_warning(caplog):
     cells = task_cells(seeds=[0], overlaps=[0.6], probe_classes=2)
     assert not set(GROUPS) & set(probes(cells[0])) and "common_classes" not in probes(cells[0])
-    assert "probe common_classes of color_shape_digit has 20 images, too few: left out" in caplog.text
+    assert (
+        "probe common_classes of color_shape_digit at overlap 0.6 is left out: it has 20 images and needs 30"
+        in caplog.text
+    )
 
 
 def test_dataset_overlap_is_measured_on_all_classes_and_on_further_data_sets():
