@@ -296,6 +296,11 @@ def prediction(
     DataFrame
         Columns predictors, r_squared, low and high. `r_squared` is 1 - (squared errors) / (squared errors of the mean
         of the other units): below 0 where the set foretells worse than that mean.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two units have all values.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.linear_model import LinearRegression
@@ -305,6 +310,10 @@ def prediction(
     rows = table.dropna(subset=[*columns, y])
     values, units = rows[y].to_numpy(float), rows[unit].to_numpy()
     which = np.unique(units, return_inverse=True)[1]
+    if not len(which) or which.max() < 1:
+        raise ValueError(
+            f"one {unit} is foretold from the others, so at least two must have values; got {which.max(initial=-1) + 1}"
+        )
 
     def errors(model: Any, names: Sequence[str]) -> Any:
         """Squared errors, summed within each unit."""

@@ -77,7 +77,7 @@ def run(
     parameters: ParameterOption = None,
     store: StoreOption = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes; 0 for none. Else one a graphics card, or a core.")
+        int | None, typer.Option("--workers", min=0, help="Processes; 0 for none. Else one a graphics card, or a core.")
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="A Dask scheduler that is running: tcp://HOST:PORT.")
@@ -142,9 +142,10 @@ def plan(
     total = table[["cells", "models", "pflops", "disk_gb", "hours"]].sum()
     table["parameters"] = (table["parameters"] / 1e6).map("{:.2f} M".format)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+    hours = f"{total.hours:,.1f}" if total.hours >= 0.1 else "less than 0.1"
     typer.echo(
         f"\ntogether {total.cells:,.0f} cells and {total.models:,.0f} models: {total.pflops:,.1f} PFLOP of training, "
-        f"{total.disk_gb:,.1f} GB of weights, {total.hours:,.1f} hours on one {gpu} that reaches {utilisation:.0%} of "
+        f"{total.disk_gb:,.1f} GB of weights, {hours} hours on one {gpu} that reaches {utilisation:.0%} of "
         f"{GPUS[gpu]:g} TFLOP/s.\nAn operation is a multiplication or an addition. The share of the peak is an "
         "assumption; loading data and measuring pairs are not counted."
     )

@@ -6,10 +6,13 @@ store, which must lie where all of them see it.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import time
 import traceback
@@ -23,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from repsim_utils import RepsimError, __version__
+from repsim_utils import RepsimError, __version__, files
 from repsim_utils.store import Run, Store, StoreError, key
 
 log = logging.getLogger(__name__)
@@ -194,16 +197,24 @@ def _there(
             yield cells[future], future.result() if error is None else _failure(future, error)
     finally:
         bar.close()
-        client.cancel([*models.values(), *cells])
+        for future in (*models.values(), *cells):
+            future.release()  # not `cancel`, which takes a key from other sweeps of this client, even from later ones
+        client.sync(asyncio.sleep, 0)  # until all are released: another sweep may ask for the same keys at once
 
 
 def _mark(root: Path) -> str:
     """Name of a file that tells this folder from others of its name, on machines that do not share it."""
-    for there in sorted(root.glob(".seen-by-all.*")):
-        return there.name
-    mark = root / f".seen-by-all.{uuid4().hex}"
-    mark.touch()
-    return mark.name
+    place = root / ".seen-by-all"
+    if not place.is_dir():
+        begun = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(place), suffix=".tmp", dir=root))
+        (begun / uuid4().hex).touch()
+        begun.chmod(0o755)
+        try:
+            begun.rename(place)
+        except OSError:  # another process was first
+            shutil.rmtree(begun)
+    (mark,) = place.iterdir()
+    return f"{place.name}/{mark.name}"
 
 
 def _failure(future: Any, error: BaseException) -> Failure:

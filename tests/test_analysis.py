@@ -36,6 +36,17 @@ def test_units_are_averaged_first_then_student_t(n_seeds, level, seed):
         assert row.n == n_seeds
 
 
+def test_realised_overlap_takes_the_place_of_the_one_asked_for():
+    table = some_table(pairs=(1, 2)).assign(dataset="digits")
+    table["realised_overlap"] = table["overlap"] / 3 + (table["seed"] - 2.5) / 100
+    found = analysis.realised(table)
+    assert set(zip(table.overlap, found.overlap, strict=True)) == {(1, 0.333), (2, 0.667)}
+    pd.testing.assert_frame_equal(found.drop(columns="overlap"), table.drop(columns="overlap"))
+    other = table.assign(dataset="letters", realised_overlap=0.0)
+    assert list(analysis.realised(pd.concat([table, other])).overlap) == [*found.overlap, *[0.0] * len(other)]
+    assert analysis.realised(some_table()).equals(some_table())
+
+
 def test_more_pairs_of_a_seed_do_not_make_the_interval_narrower():
     table = some_table(pairs=(1,))
     copies = pd.concat([table.assign(pair=pair) for pair in range(10)])
@@ -367,6 +378,13 @@ def test_prediction_is_of_units_that_were_left_out():
         assert row.r_squared == pytest.approx(1 - left / baseline)
         assert row.low < row.r_squared < row.high
     assert found.r_squared[0] > 0.5 and found.r_squared[2] < 0.05
+
+
+@pytest.mark.parametrize("n_seeds", [0, 1])
+def test_prediction_needs_units_to_learn_from(n_seeds):
+    table = mediated(5)
+    with pytest.raises(ValueError, match=f"one seed is foretold from the others, so .* two .*; got {n_seeds}"):
+        analysis.prediction(table[table.seed < n_seeds], {"m": ["m"]})
 
 
 def test_prediction_sees_the_same_rows_for_all_predictors():

@@ -173,7 +173,7 @@ def test_sources_give_every_curve_a_color_of_its_source_and_a_shape_of_its_own()
     theirs = pd.DataFrame({"overlap": [0, 1], "mean": [0.4, 0.5], "series": "a"})
     table, styles = charts.sources(ours, theirs, None)
     assert list(styles) == ["recorded (laptop): a", "recorded (laptop): b", "published: a"]
-    assert [color for color, _ in styles.values()] == [charts.BLACK, charts.BLACK, charts.ORANGE]
+    assert [color for color, _ in styles.values()] == [charts.BLACK, charts.GRAY, charts.ORANGE]
     assert styles["recorded (laptop): a"][1] != styles["recorded (laptop): b"][1]
     assert list(table["curve"].map(table.groupby("curve").size())) == [2, 2, 1, 2, 2] and len(table) == 5
     words = {"x_title": "x", "y_title": "y", "title": "two sources", "description": "recorded and published curves"}

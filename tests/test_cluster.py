@@ -104,6 +104,51 @@ def test_a_failed_cell_is_reported_with_its_configuration_and_the_others_run(cli
     assert on(client, store)["key"].nunique() == len(CELLS)
 
 
+def test_what_failed_runs_again_at_once(client, store):
+    """An outcome of the sweep before, which is let go at its end, never reaches the next one."""
+    for i in range(10):
+        where = Store(store.root / str(i))
+        with pytest.raises(SweepError) as caught:  # holds on to the sweep's futures
+            on(client, where, measure=tiny.measure_never, train=None)
+        assert len(caught.value.failures) == len(CELLS)
+        with pytest.raises(SweepError):
+            on(client, where, measure=tiny.measure_never, train=None)
+        assert on(client, where, measure=tiny.measure_nothing, train=None)["key"].nunique() == len(CELLS)
+
+
+def test_a_sweep_that_ends_leaves_another_on_the_same_client_its_work(client, store):
+    """Both want the models and cells of the first overlap; the first to end wants no more."""
+    few, tables = [cell for cell in CELLS if cell.overlap == 0], {}
+    threads = [
+        threading.Thread(target=lambda cells=cells: tables.update({len(cells): on(client, store, cells=cells)}))
+        for cells in (few, CELLS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {wanted: table["key"].nunique() for wanted, table in tables.items()} == {len(few): len(few), 6: 6}
+    assert len(tiny.noted(store, "train")) == N_MODELS and len(tiny.noted(store, "measure")) == len(CELLS)
+
+
+def test_all_who_begin_at_once_agree_on_a_mark(tmp_path):
+    for i in range(30):
+        root, barrier, marks = tmp_path / str(i), threading.Barrier(8), set()
+        root.mkdir()
+
+        def take(root=root, barrier=barrier, marks=marks):
+            barrier.wait()
+            marks.add(_mark(root))
+
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (mark,) = marks
+        assert (root / mark).is_file() and [path.name for path in root.iterdir()] == [".seen-by-all"]
+
+
 def test_a_failed_model_fails_its_cells_with_one_traceback(client, store):
     with pytest.raises(SweepError) as caught:
         on(client, store, train=tiny.train_some)

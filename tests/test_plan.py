@@ -11,7 +11,7 @@ import torchvision
 
 from repsim_utils import plan as planning
 from repsim_utils import profiles
-from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, samples, task_only, vision
 from repsim_utils.models.vision import RESNETS, VITS, build
 from repsim_utils.plan import GPUS, Size, cost, plan
 from tests import tiny
@@ -221,8 +221,8 @@ def test_the_paper_on_resnet18_from_scratch(name, overlaps, n_classes):
 def test_the_paper_on_overlap_in_vision(name, overlaps, monkeypatch):
     """Nine networks on two data sets, none of which is loaded; to be quick, every network is counted at 224 pixels."""
     monkeypatch.setattr(planning, "cost", lambda pixels, *, name, **rest: cost(224, name=name, n_classes=1000))
-    for loader in ("pool", "held_out", "ColorShapeDigit"):
-        monkeypatch.setattr(vision, loader, None)
+    for loader in ("divided", "held_out", "ColorShapeDigit"):
+        monkeypatch.setattr(samples, loader, None)
     cells, table = paper(name)
     assert_finite_and_positive(table)
     assert table.cells.sum() == len(cells) == 2 * (10 * overlaps + 8 * 4 * 6)

@@ -14,6 +14,7 @@ from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, at
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import vision
 from repsim_utils.experiments.common import Frozen, Seeds
+from repsim_utils.experiments.samples import Data, evenly, fingerprint
 from repsim_utils.experiments.vision import Kind, Member, Overlaps
 from repsim_utils.models.vision import as_float, device
 from repsim_utils.store import Store
@@ -150,8 +151,8 @@ def _sweep(pair: vision.Pair) -> tuple[Any, ...]:
 
 def _unrelated(member: Member) -> Member:
     """A model of the same network and recipe that has learned to tell real handwritten digits apart."""
-    data = vision.Data(source=UNRELATED, size=member.data.pixels)
-    about = {"by": "example", "which": 1, "overlap": 0.0, "data": data, "fingerprint": vision.fingerprint(data)}
+    data = Data(source=UNRELATED, size=member.data.pixels)
+    about = {"by": "example", "which": 1, "overlap": 0.0, "data": data, "fingerprint": fingerprint(data)}
     return member.model_copy(update=about)
 
 
@@ -162,12 +163,12 @@ def probes(pair: Pair) -> dict[str, Images]:
     """
     images = vision.held_out(pair)
     if pair.cause == vision.DATASET:
-        return {pair.second.data.name: vision.evenly(images, range(len(images.classes)), pair.n_images)}
+        return {pair.second.data.name: evenly(images, range(len(images.classes)), pair.n_images)}
     name = vision.GROUPS[0]
     groups = {name: vision.class_groups(pair.second, pair.probe_classes)[name]}
     if pair.probe_classes is not None:
         groups[f"{name}_all"] = vision.class_groups(pair.second)[name]
-    return {name: vision.evenly(images, classes, pair.n_images) for name, classes in groups.items() if classes}
+    return {name: evenly(images, classes, pair.n_images) for name, classes in groups.items() if classes}
 
 
 class Trial(NamedTuple):

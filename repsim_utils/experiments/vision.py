@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from repsim_utils import overlap as splitting
-from repsim_utils.datasets import color_shape_digit, vision
-from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
+from repsim_utils.datasets import vision
 from repsim_utils.datasets.folders import DataError
 from repsim_utils.datasets.vision import Images
+from repsim_utils.experiments import samples
 from repsim_utils.experiments.common import Architecture, Frozen, Seeds
+from repsim_utils.experiments.samples import Data
 from repsim_utils.features import represent
 from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models import vision as models
@@ -35,77 +35,9 @@ VERSION = 1  # raised when the same pair gives other measurements
 Kind = Literal["dataset_overlap_vision", "task_overlap_vision"]
 DATASET: Kind = "dataset_overlap_vision"
 TASK: Kind = "task_overlap_vision"
-DRAWN = "color_shape_digit"  # the data set that needs no download
 SUMMARY = ("dataset", "architecture", "probe", "metric", "overlap")
 LEAST_CLASSES = 4  # of which two models get two each
-LEAST_PROBE = 30  # images; metrics that look at ten neighbours or ten dimensions say nothing with fewer
 GROUPS = ("common_classes", "classes_seen_by_one", "classes_seen_by_none")
-
-
-class Data(Frozen):
-    """What the two models of a pair divide, and what is held out; a bare text is read as the source.
-
-    `source` is ``color_shape_digit``, a name of `repsim_utils.datasets.vision.NAMES`, or a folder of images in class
-    folders. `n_per_class` bounds the images of a class that the models divide (None: all). ColorShapeDigit, whose
-    images each seed draws anew, has as many as `n_per_class` says; its classes are combinations of `factors`.
-    """
-
-    source: str = Field(min_length=1)
-    n_per_class: int | None = Field(default=None, ge=2)
-    size: int | None = Field(default=None, ge=16)
-    difficulty: float = Field(default=1.0, ge=0, le=1)
-    factors: tuple[str, ...] = ("shape", "digit")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        return {"source": str(value)} if isinstance(value, str | Path) else value
-
-    @model_validator(mode="after")
-    def _drawn_evenly(self) -> Data:
-        if self.source == DRAWN and (self.n_per_class is None or self.n_per_class % self.combinations):
-            raise ValueError(
-                f"n_per_class of {DRAWN} must be a multiple of {self.combinations}, its combinations a class"
-            )
-        return self
-
-    @field_validator("source")
-    @classmethod
-    def _in_one_spelling(cls, source: str) -> str:
-        return _absolute(source)
-
-    @property
-    def combinations(self) -> int:
-        """Combinations of shape, digit and color in a class of ColorShapeDigit."""
-        return N_COMBINATIONS // len(class_names(*self.factors))
-
-    @property
-    def pixels(self) -> int:
-        """Height and width of an image."""
-        if self.source == DRAWN:
-            return self.size or 28
-        return self.size or (vision.ABOUT[self.source].size if self.source in vision.ABOUT else vision.FOLDER_SIZE)
-
-    @property
-    def name(self) -> str:
-        """The source, or the name of the folder."""
-        return _name(self.source)
-
-
-def _absolute(source: str) -> str:
-    """The name of a data set, or a folder in one spelling, so that the same folder has the same key."""
-    return source if source in (DRAWN, *vision.NAMES) else str(Path(source).expanduser().absolute())
-
-
-def _name(source: str) -> str:
-    return source if source in (DRAWN, *vision.NAMES) else Path(source).resolve().name
-
-
-def _one_name_each(sources: tuple[str, ...]) -> None:
-    """Refuse what tables could not tell apart."""
-    names = [_name(source) for source in sources]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"data sets and probes have different names; there are two {', '.join(twice)}")
 
 
 def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -152,7 +84,7 @@ class Settings(Frozen):
     data: Annotated[tuple[Data, ...], BeforeValidator(_single), Field(min_length=1)]
     models: dict[str, Trainee] = Field(min_length=1)
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
-    probes: Annotated[tuple[Annotated[str, AfterValidator(_absolute)], ...], AfterValidator(_known_probes)] = ()
+    probes: Annotated[tuple[Annotated[str, AfterValidator(samples.absolute)], ...], AfterValidator(_known_probes)] = ()
     n_test: int | None = Field(None, ge=1)
     n_probe: int = Field(10_000, ge=20)
     probe_classes: int | None = Field(None, ge=2)
@@ -165,9 +97,9 @@ class Settings(Frozen):
             raise ValueError(f"no architecture {', '.join(unknown)}; choose from {', '.join(self.models)}")
         if len(set(self.architectures or ())) < len(self.architectures or ()):
             raise ValueError(f"architectures must be different ones, got {', '.join(self.architectures or ())}")
-        _one_name_each(tuple(data.source for data in self.data))
+        samples.one_name_each(tuple(data.source for data in self.data))
         for data in self.data:
-            _one_name_each((data.source, *self.further(data)))
+            samples.one_name_each((data.source, *self.further(data)))
         return self
 
     def further(self, data: Data) -> tuple[str, ...]:
@@ -217,8 +149,8 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     """Every cell of an experiment, seed by seed."""
     cells = []
     for data in settings.data:
-        print_of = fingerprint(data)
-        _check_images(data, print_of, settings.n_test, kind)
+        print_of = samples.fingerprint(data)
+        samples.check(data, settings.n_test, print_of, least_classes=LEAST_CLASSES if kind == TASK else 1)
         further = settings.further(data)
         prints = tuple(vision.fingerprint(name, data.pixels) for name in further if name not in vision.NAMES)
         for name in settings.architectures or settings.models:
@@ -239,37 +171,6 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     return cells
 
 
-def fingerprint(data: Data) -> str:
-    """What the pixels and labels depend on, beside the configuration."""
-    if data.source == DRAWN:
-        return f"{DRAWN}-{color_shape_digit.VERSION}"
-    return f"{vision.fingerprint(data.source, data.size)}-{vision.VERSION}"
-
-
-def _check_images(data: Data, print_of: str, n_test: int | None, kind: Kind) -> None:
-    """Refuse, before anything is trained, what could not be divided or measured."""
-    if data.source == DRAWN or data.source in vision.ABOUT:
-        drawn = data.source == DRAWN
-        n_classes = len(class_names(*data.factors)) if drawn else vision.ABOUT[data.source].n_classes
-        n = n_classes * (n_test or LEAST_PROBE)
-    else:
-        train, test = _loaded(data, "train", print_of), _held_out(data, n_test, 0, print_of)
-        n_classes, n = len(train.classes), len(test.labels)
-        counts = (torch.bincount(images.labels, minlength=n_classes).tolist() for images in (train, test))
-        for name, has, held in zip(train.classes, *counts, strict=True):
-            if has < 2 or held < 1:
-                raise ValueError(
-                    f"class {name} of {data.name} has {has} image(s) to train on and {held} held out; "
-                    "two models need at least 2 and 1"
-                )
-    if kind == TASK and n_classes < LEAST_CLASSES:
-        raise ValueError(f"{data.name} has {n_classes} classes; two models that divide them need {LEAST_CLASSES}")
-    if n < LEAST_PROBE:
-        raise ValueError(
-            f"{data.name} has {n} held-out images, and a probe needs {LEAST_PROBE}: give more of each class"
-        )
-
-
 def prepare(cells: Iterable[Any]) -> None:
     """Fetch and parse what cells read, so that what is missing is missed before hours of training.
 
@@ -280,7 +181,7 @@ def prepare(cells: Iterable[Any]) -> None:
     """
     wanted = set()
     for cell in cells:
-        for data in {member.data for member in cell.members if member.data.source != DRAWN}:
+        for data in {member.data for member in cell.members if member.data.source != samples.DRAWN}:
             wanted |= {(data.source, split, data.size) for split in ("train", "test")}
         wanted |= {(name, "test", cell.second.data.pixels) for name in getattr(cell, "probes", ())}
     for source, split, size in sorted(wanted, key=str):
@@ -289,54 +190,12 @@ def prepare(cells: Iterable[Any]) -> None:
 
 def pool(member: Member) -> Images:
     """Images that the two models of a seed divide."""
-    return _pool(member.data, member.seed, member.fingerprint)
+    return samples.divided(member.data, member.seed, member.fingerprint)
 
 
 def held_out(pair: Any) -> Images:
     """Images that no model of a pair's seed has seen, `n_test` of every class."""
-    return _held_out(pair.second.data, pair.n_test, pair.second.seed, pair.second.fingerprint)
-
-
-@lru_cache(maxsize=4)
-def _pool(data: Data, seed: int, print_of: str) -> Images:
-    if data.source == DRAWN:
-        assert data.n_per_class is not None
-        return _drawn(data, "train", data.n_per_class, seed)
-    images = _loaded(data, "train", print_of)
-    return images if data.n_per_class is None else _subset(images, _some(images.labels, data.n_per_class, seed))
-
-
-@lru_cache(maxsize=4)
-def _held_out(data: Data, n_test: int | None, seed: int, print_of: str) -> Images:
-    if data.source == DRAWN:
-        return _drawn(data, "test", n_test or 10 * data.combinations, seed)
-    images = _loaded(data, "test", print_of)
-    return images if n_test is None else _subset(images, _some(images.labels, n_test, seed))
-
-
-def _loaded(data: Data, split: str, print_of: str) -> Images:
-    images = vision.load(data.source, split, size=data.size)
-    if fingerprint(data) != print_of:
-        raise DataError(f"{data.source} has changed since this run began; run it again")
-    return images
-
-
-def _drawn(data: Data, split: str, n_per_class: int, seed: int) -> Images:
-    n = max(1, n_per_class // data.combinations)
-    drawn = ColorShapeDigit(n, split=split, seed=seed, size=data.pixels, difficulty=data.difficulty)
-    labels, names = drawn.labels(*data.factors)
-    return Images(drawn.images, labels, names)
-
-
-def _some(labels: Tensor, n: int, seed: int) -> NDArray[np.int64]:
-    """Indices of at most n samples of each class, sorted."""
-    rng, array = np.random.default_rng(seed), labels.numpy()
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(array == c))[:n] for c in np.unique(array)]))
-
-
-def _subset(images: Images, index: NDArray[np.int64]) -> Images:
-    rows = torch.from_numpy(index)
-    return Images(images.images[rows], images.labels[rows], images.classes)
+    return samples.held_out(pair.second.data, pair.n_test, pair.second.seed, pair.second.fingerprint)
 
 
 def split(member: Member) -> Split:
@@ -366,7 +225,7 @@ def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
     run = store.load(member.kind, config)
     if run is None:
         parts, images = split(member), pool(member)
-        mine = _subset(images, parts.first if member.which == 1 else parts.second)
+        mine = samples.subset(images, parts.first if member.which == 1 else parts.second)
         model = _build(member)
         train(model, *_relabelled(mine, label_map(member)), member.recipe, seed=_own_seed(member), progress=progress)
         run = store.save(member.kind, config, {"n_train": len(mine.labels)}, model.state_dict())
@@ -386,15 +245,8 @@ def _build(member: Member, *, download: bool = True) -> Classifier:
 def size(member: Member) -> Size:
     """What training a model takes, known without the data unless they are a folder."""
     data = member.data
-    if data.source == DRAWN:
-        counts = [data.n_per_class or 0] * len(class_names(*data.factors))
-    elif data.source in vision.ABOUT:
-        about = vision.ABOUT[data.source]
-        each = min(about.n_train // about.n_classes, data.n_per_class or about.n_train)
-        counts = [each] * about.n_classes
-    else:
-        counts = torch.bincount(pool(member).labels).tolist()
-    n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, tuple(counts))
+    counts = samples.counts(data, member.seed, member.fingerprint)
+    n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, counts)
     network = {"n_classes": n_classes} | member.network.model_dump()
     return Size(data.name, network, n_train, member.recipe.epochs, data.pixels)
 
@@ -428,26 +280,26 @@ def probes(pair: Pair) -> dict[str, Tensor]:
     """Images on which the pair is measured, uint8 (n, 3, h, w), by the name of the probe.
 
     A probe without images (classes that both have seen, where they share none) is left out, and so is, with a warning,
-    one of fewer than `LEAST_PROBE`.
+    one of fewer than `samples.LEAST_PROBE`.
     """
     member = pair.second
     images = held_out(pair)
-    by_name = {member.data.name: evenly(images, range(len(images.classes)), pair.n_probe)}
+    by_name = {member.data.name: samples.evenly(images, range(len(images.classes)), pair.n_probe)}
     if member.by == "class":
         groups = class_groups(member, pair.probe_classes)
         if pair.probe_classes is not None:  # and as published: all classes of a group, whose number follows the overlap
             groups |= {f"{name}_all": classes for name, classes in class_groups(member).items()}
-        by_name |= {name: evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
+        by_name |= {name: samples.evenly(images, classes, pair.n_probe) for name, classes in groups.items() if classes}
     prints = iter(pair.probe_fingerprints)
     for name in pair.probes:
         other = vision.load(name, "test", size=member.data.pixels)
         if name not in vision.NAMES and vision.fingerprint(name, member.data.pixels) != next(prints):
             raise DataError(f"{name} has changed since this run began; run it again")
-        by_name[_name(name)] = evenly(other, range(len(other.classes)), pair.n_probe)
+        by_name[samples.name_of(name)] = samples.evenly(other, range(len(other.classes)), pair.n_probe)
     chosen = {name: some.images for name, some in by_name.items()}
-    for name in [name for name, some in chosen.items() if len(some) < LEAST_PROBE]:
+    for name in [name for name, some in chosen.items() if len(some) < samples.LEAST_PROBE]:
         n, about = len(chosen.pop(name)), f"{member.data.name} at overlap {split(member).overlap:.2g}"
-        log.warning("probe %s of %s is left out: it has %d images and needs %d", name, about, n, LEAST_PROBE)
+        log.warning("probe %s of %s is left out: it has %d images and needs %d", name, about, n, samples.LEAST_PROBE)
     return chosen
 
 
@@ -471,13 +323,6 @@ def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
     lone = some(first - second, half) + some(second - first, half)
     every = set(range(len(pool(member).classes)))
     return dict(zip(GROUPS, (some(first & second, n, True), lone, some(every - first - second, n, True)), strict=True))
-
-
-def evenly(images: Images, classes: Iterable[int], n: int) -> Images:
-    """At most n images: as many of each class as of the others, if it has them."""
-    wanted = sorted(classes)
-    rows = torch.nonzero(torch.isin(images.labels, torch.tensor(wanted)))[:, 0]
-    return _subset(images, rows.numpy()[_some(images.labels[rows], max(1, n // len(wanted)), 0)])
 
 
 def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:

@@ -417,7 +417,7 @@ def test_accuracy_is_over_the_classes_of_the_model(run):
 
 
 def test_a_second_sweep_comes_from_the_store(run, monkeypatch):
-    for name in ("train", "build", "represent", "ColorShapeDigit", "pool", "held_out"):
+    for name in ("train", "build", "represent", "pool", "held_out"):
         monkeypatch.setattr(vision, name, None)
     cells = pairs(settings(seeds=[0], probe_classes=8), run.kind)
     again = sweep(vision.measure_pair, cells, store=run.store, progress=False)
