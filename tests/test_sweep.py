@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from repsim_utils import __version__
-from repsim_utils.datasets.folders import DataError
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.store import Store, StoreError, key
 from repsim_utils.sweep import SweepError, grid, sweep
 
@@ -124,7 +124,7 @@ SCRIPT = """
 import pathlib, sys, time
 from typing import ClassVar
 from pydantic import BaseModel
-from repsim_utils.datasets.folders import DataError
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.store import Store
 from repsim_utils.sweep import sweep
 

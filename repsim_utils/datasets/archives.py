@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 from torchvision.datasets.utils import calculate_md5, download_url
 
-from repsim_utils.datasets.folders import DataError, Part, decoded
+from repsim_utils.datasets.cache import DataError
+from repsim_utils.datasets.folders import Part, decoded
 
 SPLITS = ("train", "test")
 _TORCHVISION: dict[str, Any] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST, "svhn": SVHN}

@@ -12,15 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from repsim_utils import RepsimError
+from repsim_utils.datasets.cache import DataError
 
 HELD_OUT = ("test", "val", "validation")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-
-
-class DataError(RepsimError):
-    """Images cannot be had; the message says why, and what to do."""
 
 
 class Part(NamedTuple):

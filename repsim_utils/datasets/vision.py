@@ -6,16 +6,10 @@ memory map. Nothing here is pickled, and an archive is opened only once its md5 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import logging
 import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from repsim_utils import files
+from repsim_utils.datasets import cache
 from repsim_utils.datasets.archives import SPLITS, archives_of, known_parts
-from repsim_utils.datasets.folders import DataError, in_folder, listing
+from repsim_utils.datasets.cache import DataError
+from repsim_utils.datasets.folders import in_folder, listing
 
-log = logging.getLogger(__name__)
 VERSION = 1  # raised when the same source gives other pixels
-MANIFEST = "manifest.json"
 FOLDER_SIZE = 32  # pixels, where none is asked for
 
 
@@ -57,8 +51,6 @@ ABOUT = {
 }
 NAMES = tuple(ABOUT)
 DIGITS_SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"  # uint8 pixels, then int64 labels
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged cache may raise
-_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +88,8 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
         Height and width in pixels (bilinear with antialiasing, of a folder's images the middle square); by default
         that of the data set, for folders 32.
     root : path, optional
-        Where archives (``<root>/<name>/``) and parsed images (``<root>/<name>-<size>/``) are kept: `default_root`.
+        Where archives (``<root>/<name>/``) and parsed images (``<root>/<name>-<size>/``) are kept: by default
+        `repsim_utils.datasets.cache.default_root`.
 
     Returns
     -------
@@ -115,16 +108,10 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
     size = _size(source, size)
     if source == "digits":
         return _digits(split, size)
-    root = Path(root) if root is not None else default_root()
+    root = Path(root) if root is not None else cache.default_root()
     name = str(source) if source in NAMES else f"folder-{fingerprint(source, size)}"
-    cache = root / f"{name}-{size}"
-    with suppress(*_DAMAGE):  # what is there and whole needs no lock, and no right to write
-        return _read(cache, split, size)
-    try:
-        with _lock(root, name):
-            return _mended(source, name, cache, split, size)
-    except OSError as error:
-        raise DataError(f"the data folder {root} cannot be used ({error}): name another by $REPSIM_DATA") from None
+    folder = root / f"{name}-{size}"
+    return cache.kept(folder, lambda: _read(folder, split, size), lambda: _make(source, name, folder, size), lock=name)
 
 
 def fingerprint(source: str | Path, size: int | None = None) -> str:
@@ -156,12 +143,6 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
     return hashlib.sha256(files.canonical_json([contents, size])).hexdigest()[:16]
 
 
-def default_root() -> Path:
-    """``$REPSIM_DATA``, or ``repsim/data`` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REPSIM_DATA") or Path(cache) / "repsim" / "data")
-
-
 def _size(source: str | Path, size: int | None) -> int:
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
@@ -171,16 +152,12 @@ def _size(source: str | Path, size: int | None) -> int:
 # What is kept on disk
 
 
-def _read(cache: Path, split: str, size: int) -> Images:
-    """A split as it was kept, held against the manifest; raises one of `_DAMAGE`."""
-    manifest = json.loads((cache / MANIFEST).read_bytes())
-    if manifest["version"] != VERSION:
-        raise ValueError(f"it is of version {manifest['version']}")
+def _read(folder: Path, split: str, size: int) -> Images:
+    """A split as it was kept, held against the manifest; raises one of `cache.DAMAGE`."""
     names = f"{split}-images.npy", f"{split}-labels.npy"
-    for name in names:
-        _verify(cache / name, **manifest["files"][name])
-    images = np.load(cache / names[0], mmap_mode="r", allow_pickle=False)
-    labels = np.load(cache / names[1], allow_pickle=False)
+    manifest = cache.manifest_of(folder, VERSION, *names)
+    images = np.load(folder / names[0], mmap_mode="r", allow_pickle=False)
+    labels = np.load(folder / names[1], allow_pickle=False)
     if images.shape != (len(labels), 3, size, size) or (images.dtype, labels.dtype) != (np.uint8, np.int64):
         raise ValueError(f"{names[0]} holds {images.dtype} {images.shape}")
     with warnings.catch_warnings():
@@ -189,59 +166,21 @@ def _read(cache: Path, split: str, size: int) -> Images:
     return Images(tensor, torch.from_numpy(labels), tuple(manifest["classes"]))
 
 
-def _verify(path: Path, n_bytes: int, sha256: str) -> None:
-    """Hold a file against its length each time, and against its checksum once in each process."""
-    stat = path.stat()
-    if stat.st_size != n_bytes:
-        raise ValueError(f"{path.name} has {stat.st_size} bytes instead of {n_bytes}")
-    stamp = (path, stat.st_ino, stat.st_mtime_ns, sha256)
-    if stamp not in _verified:
-        if files.sha256(path) != sha256:
-            raise ValueError(f"{path.name} does not match its checksum")
-        _verified.add(stamp)
-
-
-@contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
-    """Let one process at a time download and parse a data set; the others wait, then read what it has made."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f".{name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
-        yield
-
-
-def _mended(source: str | Path, name: str, cache: Path, split: str, size: int) -> Images:
-    """The kept split if another process has made it meanwhile, else made now."""
-    if cache.is_dir():
-        try:
-            return _read(cache, split, size)
-        except _DAMAGE as error:
-            log.warning("%s is damaged or unfinished and is made again (%s)", cache, error)
-    _make(source, name, cache, size)
-    return _read(cache, split, size)
-
-
-def _make(source: str | Path, name: str, cache: Path, size: int) -> None:
-    """Parse both splits under a temporary name, which becomes that of the cache once all is whole."""
-    root, known = cache.parent, source in NAMES
-    files.remove_leftovers(root)
-    with tempfile.TemporaryDirectory(prefix=files.temporary_prefix(cache), suffix=".tmp", dir=root) as work:
-        folder, parsed = root / name if known else Path(source).expanduser(), Path(work) / "parsed"
-        classes, parts = known_parts(name, folder, Path(work)) if known else in_folder(folder)
+def _make(source: str | Path, name: str, folder: Path, size: int) -> None:
+    """Parse both splits under a temporary name, which becomes that of the folder once all is whole."""
+    known, files_in = source in NAMES, folder.parent / name if source in NAMES else Path(source).expanduser()
+    with cache.making(folder) as work:
+        parsed = work / "parsed"
+        classes, parts = known_parts(name, files_in, work) if known else in_folder(files_in)
         parsed.mkdir()
         for split, (images, labels) in parts.items():
-            bar = tqdm(images, f"{folder.name} {split}", len(labels), unit="image", delay=2)
+            bar = tqdm(images, f"{files_in.name} {split}", len(labels), unit="image", delay=2)
             rows, shape = (_pixels(image, size) for image in bar), (len(labels), 3, size, size)
             _write_npy(parsed / f"{split}-images.npy", rows, shape)
             _write_npy(parsed / f"{split}-labels.npy", labels, labels.shape)
         if not known and name != f"folder-{fingerprint(source, size)}":
-            raise DataError(f"{folder} changed while it was read; load it again")
-        sums = {path.name: {"n_bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in parsed.iterdir()}
-        manifest = {"version": VERSION, "classes": classes, "files": sums}
-        files.write(parsed / MANIFEST, files.canonical_json(manifest))
-        shutil.rmtree(cache, ignore_errors=True)
-        os.rename(parsed, cache)
-    files.sync_folder(root)
+            raise DataError(f"{files_in} changed while it was read; load it again")
+        cache.seal(parsed, folder, version=VERSION, classes=classes)
 
 
 def _write_npy(path: Path, rows: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> None:

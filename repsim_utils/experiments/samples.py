@@ -14,8 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from repsim_utils.datasets import color_shape_digit, vision
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
-from repsim_utils.datasets.folders import DataError
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments.common import Frozen
 

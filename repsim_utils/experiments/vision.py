@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repsim_utils import overlap as splitting
 from repsim_utils.datasets import vision
-from repsim_utils.datasets.folders import DataError
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import samples
 from repsim_utils.experiments.common import Architecture, Frozen, Seeds

@@ -31,6 +31,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 
 from repsim_utils import RepsimError
 from repsim_utils.datasets import archives, vision
+from repsim_utils.datasets import cache as caching
 from repsim_utils.datasets.vision import ABOUT, NAMES, DataError, fingerprint, load
 
 DOWNLOADED = [name for name in NAMES if name != "digits"]
@@ -637,7 +638,7 @@ def test_the_second_time_nothing_is_parsed_locked_or_hashed(offline, root, monke
     load("cifar100", "test", root=root)
     for path in (root / "cifar100").iterdir():
         path.unlink()
-    monkeypatch.setattr(vision, "_lock", None)
+    monkeypatch.setattr(caching, "_lock", None)
     monkeypatch.setattr(vision.files, "sha256", None)
     for split in N:
         assert_same(load("cifar100", split, root=root), expected[split], classes)
@@ -727,7 +728,7 @@ def test_damage_of_the_same_length_and_time_is_noticed_by_another_process(offlin
     stat = path.stat()
     flip_a_bit(path.parent)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    monkeypatch.setattr(vision, "_verified", set())  # as in a process that has just begun
+    monkeypatch.setattr(caching, "_verified", set())  # as in a process that has just begun
     assert_same(load("cifar10", "train", root=root), expected["train"], classes)
     assert "train-images.npy does not match its checksum" in caplog.text
 
@@ -980,10 +981,10 @@ def test_bad_arguments_are_named(source):
 
 
 def test_where_data_are_kept_by_default(monkeypatch, tmp_path):
-    assert vision.default_root() == tmp_path / "data"
+    assert caching.default_root() == tmp_path / "data"
     monkeypatch.delenv("REPSIM_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert vision.default_root() == Path("/cache/repsim/data")
+    assert caching.default_root() == Path("/cache/repsim/data")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert vision.default_root() == Path("/home/me/.cache/repsim/data")
+    assert caching.default_root() == Path("/home/me/.cache/repsim/data")
