@@ -212,4 +212,5 @@ def lines(
     chart = alt.layer(*layers, data=table).properties(width=270, height=height)
     header = alt.Header(labelFontSize=12)
     chart = chart.facet(alt.Facet(f"{panel}:N", sort=panels, title=None, header=header), columns=2)
+    chart = chart.resolve_axis(x="independent")  # else the place of a panel that is missing gets one
     return finished(chart, title, subtitle, description)
