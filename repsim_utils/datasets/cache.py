@@ -84,7 +84,7 @@ def seal(made: Path, folder: Path, **about: Any) -> None:
     files.sync_folder(folder.parent)
 
 
-def manifest_of(folder: Path, version: int, *names: str) -> dict[str, Any]:
+def manifest_of(folder: Path, version: int | list[int], *names: str) -> dict[str, Any]:
     """The manifest of a folder, after some of its files were held against it; raises one of `DAMAGE`."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     if manifest["version"] != version:

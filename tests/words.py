@@ -1,0 +1,27 @@
+"""Folders of small texts, each with words of its own, and tiny language models."""
+
+import numpy as np
+
+NETWORK = {"n_layer": 2, "n_head": 2, "width": 16, "context": 16}
+RECIPE = {"steps": 3, "batch_size": 4, "lr": 0.01, "evaluate_every": 2, "n_validation": 8}
+
+
+def sentences(seed, n, length=12):
+    """Sentences that no other seed has: every word is drawn, letter by letter."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = ["".join(rng.choice(letters[seed % 5 :: 2], rng.integers(3, 9))) for _ in range(n * length)]
+    return [" ".join(words[i * length : (i + 1) * length]) + "." for i in range(n)]
+
+
+def folder(root, name, *, seed, files=8, n=12):
+    """A folder of text files, each of some paragraphs."""
+    (root / name).mkdir(parents=True, exist_ok=True)
+    for k in range(files):
+        (root / name / f"{k}.txt").write_text("\n\n".join(sentences(100 * seed + k, n)) + "\n")
+    return root / name
+
+
+def folders(root, n=6, **options):
+    """Several, of different words."""
+    return [str(folder(root, f"corpus{k}", seed=k, **options)) for k in range(n)]
