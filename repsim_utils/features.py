@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import Classifier, as_float, device
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
@@ -33,6 +34,29 @@ def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Te
     """
     model.to(device()).eval()
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_size: int = 50) -> list[Tensor]:
+    """Mean over positions of hidden states, for every window of text.
+
+    Parameters
+    ----------
+    model : GPT
+    tokens : Tensor
+        int64 (n, t), the probe.
+    layers : bool
+        Of every layer, from the embedding to the last; else of the last alone. See `GPT.represent`.
+    batch_size : int
+
+    Returns
+    -------
+    list of Tensor
+        One a layer, float32 (n, d), on the CPU.
+    """
+    model.to(device()).eval()
+    batches = [model.represent(batch.to(device()), layers=layers) for batch in tokens.split(batch_size)]
+    return [torch.cat([state.cpu() for state in states]) for states in zip(*batches, strict=True)]
 
 
 def load(source: str | Path) -> Tensor | NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from repsim_utils.models.vision import build
+from repsim_utils.models import language, vision
 from repsim_utils.store import key
 
 # Dense peak of matrix products in 10^12 operations a second, as their makers state it: TF32 where there is such, else
@@ -25,19 +25,19 @@ class Size(NamedTuple):
     dataset : str
         What it is trained on.
     network : dict
-        Arguments of `repsim_utils.models.vision.build`, without the seed.
+        Arguments of `build` in `repsim_utils.models.vision` or `repsim_utils.models.language`, without the seed.
     n_train : int
-        Images of its training set.
+        Images of its training set, or windows of text that it reads in all.
     epochs : int
-    pixels : int
-        Height and width of an image as stored.
+    length : int
+        Height and width of an image as stored, in pixels; or length of a window, in tokens.
     """
 
     dataset: str
     network: dict[str, Any]
     n_train: int
     epochs: int
-    pixels: int
+    length: int
 
 
 def plan(
@@ -59,10 +59,10 @@ def plan(
     Returns
     -------
     DataFrame
-        dataset, model, cells, models (each is trained once, whatever the number of cells it is in), images (of one
-        model's training set), epochs, parameters (of one model), gflops (10^9 operations of one image forward, a
-        multiplication and an addition counting two), pflops (10^15 operations to train all models, where backward
-        takes twice as much as forward), disk_gb (all weights, in float32) and hours (of all trainings on one GPU).
+        dataset, model, cells, models (each is trained once, whatever the number of cells it is in), samples (images or
+        windows of one model's training set), epochs, parameters (of one model), gflops (10^9 operations of one sample
+        forward, a multiplication and an addition counting two), pflops (10^15 operations to train all models, where
+        backward takes twice as much as forward), disk_gb (weights, in float32), hours (of all trainings on one GPU).
 
     Raises
     ------
@@ -78,20 +78,20 @@ def plan(
     for cell in cells:
         for member in cell.members:
             one = size(member)
-            model = getattr(cell, "architecture", one.network["name"])  # as tables call it
+            model = getattr(cell, "architecture", one.network.get("name", "gpt"))  # as tables call it
             name = key(member.model_dump(mode="json"))
             if name not in rows:
-                parameters, flops = cost(one.pixels, **one.network)
+                parameters, flops = cost(one.length, **one.network)
                 training = 3 * flops * one.n_train * one.epochs / 1e15
                 rows[name] = one._asdict() | {"model": model, "parameters": parameters, "pflops": training}
                 rows[name]["gflops"] = flops / 1e9
         first = size(cell.members[0])
-        names = first.dataset, getattr(cell, "architecture", first.network["name"])
+        names = first.dataset, getattr(cell, "architecture", first.network.get("name", "gpt"))
         counts[names] = counts.get(names, 0) + 1
     table = pd.DataFrame(rows.values()).groupby(["dataset", "model"], sort=False)
     result = table.agg(
         models=("n_train", "size"),
-        images=("n_train", "max"),
+        samples=("n_train", "max"),
         epochs=("epochs", "max"),
         parameters=("parameters", "max"),
         gflops=("gflops", "max"),
@@ -103,25 +103,34 @@ def plan(
     return result
 
 
-def cost(pixels: int, **network: Any) -> tuple[int, int]:
-    """Parameters of a network, and operations of one image forward; nothing is computed, and no memory used.
+def cost(length: int, **network: Any) -> tuple[int, int]:
+    """Parameters of a network, and operations of one sample forward; nothing is computed, and no memory used.
 
     Parameters
     ----------
-    pixels : int
-        Height and width of the image.
+    length : int
+        Height and width of an image; or tokens of a window, where the network has a `vocabulary`.
     **network
-        Arguments of `repsim_utils.models.vision.build`, without the seed; pretrained networks are not downloaded.
+        Arguments of `build`, see `Size`; pretrained networks are not downloaded.
     """
-    return _cost(pixels, tuple(sorted(network.items())))
+    return _cost(length, tuple(sorted(network.items())))
 
 
 @lru_cache(maxsize=256)
-def _cost(pixels: int, network: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
+def _cost(length: int, network: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        model = build(seed=0, download=False, **dict(network)).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, pixels, pixels))
+    options = dict(network)
+    is_text = "vocabulary" in options
+    with FakeTensorMode() if is_text else torch.device("meta"):  # each as the library behind the network bears it
+        if is_text:
+            model: torch.nn.Module = language.build(seed=0, **options).eval()
+            sample = torch.zeros(1, length, dtype=torch.int64)
+        else:
+            model, sample = vision.build(seed=0, download=False, **options).eval(), torch.empty(1, 3, length, length)
+        # Attention as plain products: fused kernels are not counted on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(sample)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops()

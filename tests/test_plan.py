@@ -27,7 +27,7 @@ PARAMETERS = {
     "vit_large_patch32_224": 306_535_400,
 }
 COLUMNS = (
-    "dataset", "model", "cells", "models", "images", "epochs", "parameters", "gflops", "pflops", "disk_gb", "hours",
+    "dataset", "model", "cells", "models", "samples", "epochs", "parameters", "gflops", "pflops", "disk_gb", "hours",
 )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_a_plan_by_hand():
     parameters, flops = cost(28, name="small_resnet", width=4, n_classes=80)
     assert list(row.index) == list(COLUMNS)
     assert (row.dataset, row.model) == ("color_shape_digit", "small_resnet")
-    assert (row.cells, row.models, row.images, row.epochs) == (6, 2 + 6, 400, 1)
+    assert (row.cells, row.models, row.samples, row.epochs) == (6, 2 + 6, 400, 1)
     assert (row.parameters, row.gflops) == (parameters, flops / 1e9)
     assert row.pflops == pytest.approx(8 * 400 * 3 * flops / 1e15)
     assert row.disk_gb == pytest.approx(8 * parameters * 4 / 1e9)
@@ -124,7 +124,7 @@ def test_a_plan_by_hand():
 def test_models_of_a_class_split_predict_half_of_the_classes():
     row = planned("task_overlap_vision").iloc[0]
     assert row.parameters == cost(28, name="small_resnet", width=4, n_classes=40)[0]
-    assert (row.cells, row.models, row.images) == (6, 8, 400)
+    assert (row.cells, row.models, row.samples) == (6, 8, 400)
 
 
 def test_a_model_in_many_cells_counts_once():
@@ -193,7 +193,7 @@ def test_the_paper_on_task_only():
     assert_finite_and_positive(table)
     row = table.iloc[0]
     assert len(table) == 1 and len(cells) == row.cells == 50
-    assert (row.models, row.images, row.epochs, row.model) == (70, 800_000, 20, "resnet18")
+    assert (row.models, row.samples, row.epochs, row.model) == (70, 800_000, 20, "resnet18")
     flops = sum(
         n * cost(28, name="resnet18", n_classes=c)[1] for c, n in ((8, 1), (10, 1), (80, 2), (100, 1), (800, 2))
     )
@@ -212,7 +212,7 @@ def test_the_paper_on_resnet18_from_scratch(name, overlaps, n_classes):
     assert list(table.dataset) == ["cifar100", "color_shape_digit"]
     assert list(table.cells) == [10 * overlaps] * 2 and len(cells) == 20 * overlaps
     assert list(table.models) == [10 * (overlaps + 1)] * 2 and list(table.epochs) == [50, 50]
-    assert list(table.images) == [25_000, 4_000]
+    assert list(table.samples) == [25_000, 4_000]
     row, (parameters, flops) = table.iloc[0], cost(32, name="resnet18", stem="cifar", n_classes=n_classes)
     assert (row.parameters, row.gflops) == (parameters, flops / 1e9)
 
@@ -227,7 +227,7 @@ def test_the_paper_on_overlap_in_vision(name, overlaps, monkeypatch):
     assert_finite_and_positive(table)
     assert table.cells.sum() == len(cells) == 2 * (10 * overlaps + 8 * 4 * 6)
     assert table.models.sum() == 2 * (10 * (overlaps + 1) + 8 * 4 * 7)
-    images = table.groupby("dataset", sort=False).images.unique().map(list).to_dict()
+    images = table.groupby("dataset", sort=False).samples.unique().map(list).to_dict()
     assert images == {"cifar100": [25_000], "tinyimagenet": [50_000]}
     rest = table[~table.model.str.startswith("resnet18")]
     assert list(rest.model) == [*RESNETS[1:], *VITS] * 2
