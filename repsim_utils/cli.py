@@ -28,7 +28,11 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
 ExperimentArgument = Annotated[
-    str, typer.Argument(help="task_only, dataset_overlap_vision, task_overlap_vision or adversarial_transfer.")
+    str,
+    typer.Argument(
+        help="task_only, dataset_overlap_vision, task_overlap_vision, dataset_overlap_language, task_overlap_language "
+        "or adversarial_transfer."
+    ),
 ]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
@@ -194,6 +198,8 @@ def _summarise(table: Any, definition: Any) -> None:
     from repsim_utils import analysis
 
     table = table[~table["metric"].str.endswith("_published")]  # variants for comparison; --csv has them
+    for detail in {"layer", "step"} & set(table):  # rows of earlier layers, and of a curve
+        table = table[table[detail].isna()]
     summary = analysis.mean_interval(analysis.realised(table), by=definition.by)
     typer.echo(summary.to_string(index=False, float_format="%.3f", na_rep="-"))
 

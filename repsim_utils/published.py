@@ -12,6 +12,8 @@ _NAMES = {  # experiments that the published table calls otherwise
     "task_only": "csd_task_only",
     "dataset_overlap_vision": "vision_dataset_overlap",
     "task_overlap_vision": "vision_task_overlap",
+    "dataset_overlap_language": "nanogpt_dataset_overlap",
+    "task_overlap_language": "nanogpt_task_overlap",
     "adversarial_transfer": "adversarial_dataset_overlap adversarial_task_overlap",
 }
 

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from repsim_utils import __version__, cli, metrics, published
 from repsim_utils.datasets.shards import DamagedDataError
-from repsim_utils.experiments import EXPERIMENTS, task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from tests.tiny import NETWORKS
+from tests.words import NETWORK, RECIPE, folders
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -185,13 +186,34 @@ def test_a_folder_of_images_goes_all_the_way(repsim, tmp_path, monkeypatch, kind
     assert re.search(r"mine +small_vit +digits +mutual_knn +0\.000 +\d\.\d{3}", out)
 
 
+@pytest.mark.parametrize("kind", [language.DATASET, language.TASK])
+def test_folders_of_text_go_all_the_way(repsim, tmp_path, monkeypatch, kind):
+    """As a stranger would, with a smaller network to be quick; corpora by name are not needed."""
+    monkeypatch.setenv("REPSIM_DATA", str(tmp_path / "cache"))
+    sources = folders(tmp_path, n=6, files=12)
+    models = {"tiny": {"network": NETWORK, "recipe": RECIPE}}
+    small = ["-p", f"corpora={json.dumps(sources)}", "-p", f"models={json.dumps(models)}", "-p", "n_permutations=19"]
+    small += ["-p", "vocabulary=300", "-p", "n_chunks=8", "-p", "n_tokens=null", "--workers", "0"]
+    small += ["-p", f"divided={sources[2]}"] if kind == language.DATASET else []
+    code, out, err = repsim("run", kind, *small)
+    assert code == 0, err
+    name, probe = ("corpus2", "corpus5") if kind == language.DATASET else ("6_corpora", "corpora_seen_by_none")
+    assert re.search(rf"{name} +tiny +{probe} +cka +1\.000 +\d\.\d{{3}}", out)
+    assert re.search(rf"{name} +tiny +{name} +loss_own_first +1\.000 +\d\.\d{{3}}", out)
+    assert "curve" not in out and len(re.findall(rf" {probe} +cka +1\.000", out)) == 1  # no row of a step or layer
+    (sources_folder := Path(sources[0]) / "7.txt").write_bytes(b"\xff\xfe not text")
+    code, out, err = repsim("run", kind, *small)
+    assert code == 1 and out == "" and err.startswith(f"repsim: {sources_folder} is not text in UTF-8")
+    assert err.count("\n") == 1
+
+
 def test_plan_adds_up(repsim):
     code, out, _ = repsim(
         "plan", "dataset_overlap_vision", "--profile", "laptop", "--gpu", "h100", "--utilisation", "0.5"
     )
     assert code == 0
     heading, *rows = [line.split() for line in out.split("\n\n")[0].splitlines()]
-    assert heading[:6] == ["dataset", "model", "cells", "models", "images", "epochs"] and len(rows) == 2
+    assert heading[:6] == ["dataset", "model", "cells", "models", "samples", "epochs"] and len(rows) == 2
     assert sum(int(row[2]) for row in rows) == 96 and sum(int(row[3]) for row in rows) == 112
     assert "together 96 cells and 112 models" in out and "on one h100 that reaches 50% of 494 TFLOP/s" in out
 
@@ -204,6 +226,11 @@ def test_plan_adds_up(repsim):
         (["status", "nothing"], "unknown experiment 'nothing'"),
         (["run", vision.DATASET, "-p", "data=/no/such/folder"], "there is no folder /no/such/folder"),
         (["run", vision.DATASET, "-p", "overlaps=[0, 1.2]"], "overlaps are different numbers between 0 and 1"),
+        (
+            ["run", language.DATASET, "-p", "divided=/no/such/folder"],
+            "there is no folder /no/such/folder; corpora known",
+        ),
+        (["run", language.TASK, "-p", "corpora=[python, cpp, markup]"], "names must be an even number of different"),
         (["run", vision.TASK, "-p", "architectures=[vgg]"], "no architecture vgg; choose from small_resnet, small_vit"),
     ],
 )

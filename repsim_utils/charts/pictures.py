@@ -61,7 +61,9 @@ def _data_url(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], title: str) -> alt.Chart:
+def split_picture(
+    labels: NDArray[np.int64], split: Split, *, names: list[str], title: str, x_title: str = "image of the class"
+) -> alt.Chart:
     """Who is trained on which sample: one mark a sample, one row a class.
 
     Parameters
@@ -72,7 +74,7 @@ def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], 
         Of samples, such as `repsim_utils.overlap.split_by_example` makes.
     names : list of str
         Name of each class.
-    title : str
+    title, x_title : str
     """
     samples = np.arange(len(labels))
     seen = np.isin(samples, split.first).astype(int) + 2 * np.isin(samples, split.second).astype(int)
@@ -85,7 +87,7 @@ def split_picture(labels: NDArray[np.int64], split: Split, *, names: list[str], 
         alt.Chart(table, description=f"{title}: {', '.join(f'{n} samples {w}' for w, n in _counts(table))}.")
         .mark_point(size=130, filled=True, opacity=1)
         .encode(
-            x=alt.X("sample:O", axis=alt.Axis(labelAngle=0), title="image of the class"),
+            x=alt.X("sample:O", axis=alt.Axis(labelAngle=0), title=x_title),
             y=alt.Y("class:N", sort=None, title=None),
             color=alt.Color("seen by:N", scale=scale, title="in the training set of"),
             shape=alt.Shape("seen by:N", scale=shapes, title="in the training set of"),

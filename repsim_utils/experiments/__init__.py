@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from repsim_utils.experiments import adversarial_transfer, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
 from repsim_utils.experiments.common import Experiment
 
 
@@ -11,12 +11,19 @@ def _vision(kind: vision.Kind) -> Experiment:
     return Experiment(pairs, vision.trained, vision.measure_pair, vision.size, vision.SUMMARY, vision.prepare)
 
 
+def _language(kind: language.Kind) -> Experiment:
+    pairs = partial(language.pairs, kind=kind)
+    return Experiment(pairs, language.trained, language.measure_pair, language.size, language.SUMMARY, language.prepare)
+
+
 EXPERIMENTS = {
     task_only.EXPERIMENT: Experiment(
         task_only.pairs, task_only.trained, task_only.measure_pair, task_only.size, ("metric", "overlap", "pair")
     ),
     vision.DATASET: _vision(vision.DATASET),
     vision.TASK: _vision(vision.TASK),
+    language.DATASET: _language(language.DATASET),
+    language.TASK: _language(language.TASK),
     adversarial_transfer.EXPERIMENT: Experiment(
         adversarial_transfer.pairs,
         vision.trained,

@@ -13,9 +13,9 @@ from repsim_utils.attacks import adversarial
 from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, attack_pair, gradient_cosine, rates
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import vision
-from repsim_utils.experiments.common import Frozen, Seeds
+from repsim_utils.experiments.common import Frozen, Overlaps, Seeds
 from repsim_utils.experiments.samples import Data, evenly, fingerprint
-from repsim_utils.experiments.vision import Kind, Member, Overlaps
+from repsim_utils.experiments.vision import Kind, Member
 from repsim_utils.models.vision import as_float, device
 from repsim_utils.store import Store
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models.vision import NAMES
 from repsim_utils.plan import Size
+
+LEAST_PROBE = 30  # samples; metrics that look at ten neighbours or ten dimensions say nothing with fewer
 
 
 class Frozen(BaseModel):
@@ -30,6 +33,43 @@ def _different_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_different_seeds)]
+
+
+def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(0 <= value <= 1 for value in values) or len(set(values)) < len(values):
+        raise ValueError("overlaps are different numbers between 0 and 1")
+    return values
+
+
+Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_between_0_and_1)]
+
+
+def single(value: Any) -> Any:
+    """One value as a list of one, for settings that hold several."""
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+def check_choice(chosen: tuple[str, ...] | None, known: Iterable[str]) -> None:
+    """Refuse names of architectures that a profile does not have, or has twice."""
+    known = list(known)
+    if unknown := sorted(set(chosen or ()) - set(known)):
+        raise ValueError(f"no architecture {', '.join(unknown)}; choose from {', '.join(known)}")
+    if len(set(chosen or ())) < len(chosen or ()):
+        raise ValueError(f"architectures must be different ones, got {', '.join(chosen or ())}")
+
+
+def one_name_each(names: Iterable[str]) -> None:
+    """Refuse what tables could not tell apart."""
+    names = list(names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"data sets and probes have different names; there are two {', '.join(twice)}")
+
+
+def similarities(x: Any, y: Any, *, n_permutations: int, seed: int) -> list[dict[str, Any]]:
+    """The paper's eight metrics with their chance levels, and the three that published tables define otherwise."""
+    names = [*PAPER, *PUBLISHED.values()]
+    found = report(x, y, names, intervals=False, n_permutations=n_permutations, seed=seed)
+    return [{key: row[key] for key in ("metric", "value", "null_mean", "p_value")} for row in found]
 
 
 class Architecture(Frozen):

@@ -17,10 +17,9 @@ from repsim_utils.datasets import color_shape_digit, vision
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
 from repsim_utils.datasets.vision import Images
-from repsim_utils.experiments.common import Frozen
+from repsim_utils.experiments.common import LEAST_PROBE, Frozen
 
 DRAWN = "color_shape_digit"  # the data set that needs no download
-LEAST_PROBE = 30  # images; metrics that look at ten neighbours or ten dimensions say nothing with fewer
 
 
 class Data(Frozen):
@@ -81,13 +80,6 @@ def absolute(source: str) -> str:
 def name_of(source: str) -> str:
     """What tables call a source."""
     return source if source in (DRAWN, *vision.NAMES) else Path(source).resolve().name
-
-
-def one_name_each(sources: tuple[str, ...]) -> None:
-    """Refuse what tables could not tell apart."""
-    names = [name_of(source) for source in sources]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"data sets and probes have different names; there are two {', '.join(twice)}")
 
 
 def fingerprint(data: Data) -> str:

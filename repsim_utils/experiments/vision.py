@@ -18,10 +18,19 @@ from repsim_utils.datasets import vision
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import samples
-from repsim_utils.experiments.common import Architecture, Frozen, Seeds
+from repsim_utils.experiments.common import (
+    LEAST_PROBE,
+    Architecture,
+    Frozen,
+    Overlaps,
+    Seeds,
+    check_choice,
+    one_name_each,
+    similarities,
+    single,
+)
 from repsim_utils.experiments.samples import Data
 from repsim_utils.features import represent
-from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models import vision as models
 from repsim_utils.models.vision import Classifier, build
 from repsim_utils.overlap import ClassSplit, Split, split_by_class, split_by_example
@@ -40,15 +49,6 @@ LEAST_CLASSES = 4  # of which two models get two each
 GROUPS = ("common_classes", "classes_seen_by_one", "classes_seen_by_none")
 
 
-def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
-    if not all(0 <= value <= 1 for value in values) or len(set(values)) < len(values):
-        raise ValueError("overlaps are different numbers between 0 and 1")
-    return values
-
-
-Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_between_0_and_1)]
-
-
 class Trainee(Frozen):
     """A network and its recipe; `seeds` and `overlaps` stand in for those of all networks."""
 
@@ -65,10 +65,6 @@ def _known_probes(sources: tuple[str, ...]) -> tuple[str, ...]:
     return sources
 
 
-def _single(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
 class Settings(Frozen):
     """What a profile says of an experiment on overlap.
 
@@ -81,7 +77,7 @@ class Settings(Frozen):
     seeds: Seeds
     overlaps: Overlaps
     mode: Literal["constrained", "unconstrained"] = "constrained"
-    data: Annotated[tuple[Data, ...], BeforeValidator(_single), Field(min_length=1)]
+    data: Annotated[tuple[Data, ...], BeforeValidator(single), Field(min_length=1)]
     models: dict[str, Trainee] = Field(min_length=1)
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
     probes: Annotated[tuple[Annotated[str, AfterValidator(samples.absolute)], ...], AfterValidator(_known_probes)] = ()
@@ -92,14 +88,10 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _known(self) -> Settings:
-        unknown = sorted(set(self.architectures or ()) - set(self.models))
-        if unknown:
-            raise ValueError(f"no architecture {', '.join(unknown)}; choose from {', '.join(self.models)}")
-        if len(set(self.architectures or ())) < len(self.architectures or ()):
-            raise ValueError(f"architectures must be different ones, got {', '.join(self.architectures or ())}")
-        samples.one_name_each(tuple(data.source for data in self.data))
+        check_choice(self.architectures, self.models)
+        one_name_each(data.name for data in self.data)
         for data in self.data:
-            samples.one_name_each((data.source, *self.further(data)))
+            one_name_each(samples.name_of(source) for source in (data.source, *self.further(data)))
         return self
 
     def further(self, data: Data) -> tuple[str, ...]:
@@ -280,7 +272,7 @@ def probes(pair: Pair) -> dict[str, Tensor]:
     """Images on which the pair is measured, uint8 (n, 3, h, w), by the name of the probe.
 
     A probe without images (classes that both have seen, where they share none) is left out, and so is, with a warning,
-    one of fewer than `samples.LEAST_PROBE`.
+    one of fewer than `LEAST_PROBE`.
     """
     member = pair.second
     images = held_out(pair)
@@ -297,9 +289,9 @@ def probes(pair: Pair) -> dict[str, Tensor]:
             raise DataError(f"{name} has changed since this run began; run it again")
         by_name[samples.name_of(name)] = samples.evenly(other, range(len(other.classes)), pair.n_probe)
     chosen = {name: some.images for name, some in by_name.items()}
-    for name in [name for name, some in chosen.items() if len(some) < samples.LEAST_PROBE]:
+    for name in [name for name, some in chosen.items() if len(some) < LEAST_PROBE]:
         n, about = len(chosen.pop(name)), f"{member.data.name} at overlap {split(member).overlap:.2g}"
-        log.warning("probe %s of %s is left out: it has %d images and needs %d", name, about, n, samples.LEAST_PROBE)
+        log.warning("probe %s of %s is left out: it has %d images and needs %d", name, about, n, LEAST_PROBE)
     return chosen
 
 
@@ -348,11 +340,8 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     rows: list[dict[str, Any]] = []
     for name, images in probes(pair).items():
         x, y = (represent(model, images) for model in pair_of_models)
-        found = report(
-            x, y, [*PAPER, *PUBLISHED.values()], intervals=False, n_permutations=pair.n_permutations, seed=seed
-        )
-        wanted = ("metric", "value", "null_mean", "p_value")
-        rows += [{"probe": name, "n_probe": len(images)} | {key: one[key] for key in wanted} for one in found]
+        found = similarities(x, y, n_permutations=pair.n_permutations, seed=seed)
+        rows += [{"probe": name, "n_probe": len(images)} | one for one in found]
     test = held_out(pair)
     for which, member, model in zip(("first", "second"), pair.members, pair_of_models, strict=True):
         images, labels = _relabelled(test, label_map(member))

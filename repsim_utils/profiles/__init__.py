@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import adversarial_transfer, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
+from repsim_utils.experiments.common import single
 
 
 class Gallery(BaseModel):
@@ -28,6 +29,23 @@ class Toy(BaseModel):
 
     seed: int = Field(ge=0)
     overlap: float = Field(ge=0, le=1)
+
+
+class Shelf(BaseModel):
+    """Chapter `text_corpora`: what it reads, how it encodes it, and which splits it shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpora: Annotated[tuple[str, ...], BeforeValidator(single), Field(min_length=1)]
+    tokenizer: Literal["bpe", "gpt2"] = "bpe"
+    vocabulary: int = Field(2048, ge=257, le=2**16)
+    max_bytes: int | None = Field(None, ge=1)
+    seed: int = Field(ge=0)
+    overlap: float = Field(ge=0, le=1)
+
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `repsim_utils.datasets.text.library`."""
+        return {"sources": self.corpora} | self.model_dump(include={"tokenizer", "vocabulary", "max_bytes"})
 
 
 class Simulation(BaseModel):
@@ -50,9 +68,12 @@ class Profile(BaseModel):
     significance: Simulation
     color_shape_digit: Gallery
     splitting: Toy
+    text_corpora: Shelf
     task_only: task_only.Settings
     dataset_overlap_vision: vision.Settings
     task_overlap_vision: vision.Settings
+    dataset_overlap_language: language.Settings
+    task_overlap_language: language.Settings
     adversarial_transfer: adversarial_transfer.Settings
 
 
