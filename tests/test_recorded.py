@@ -1,11 +1,12 @@
 """The recorded results: what the chapters say of them, and that this code still makes them."""
 
+import os
 import re
 
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import adversarial_transfer, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
 from repsim_utils.files import data_folder
 from repsim_utils.metrics import PAPER
 from repsim_utils.store import Store, key
@@ -15,7 +16,8 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
-    assert FILES == ["adversarial_transfer", "dataset_overlap_vision", "task_only", "task_overlap_vision"]
+    sweeps = [f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("language", "vision")]
+    assert sorted(["adversarial_transfer", "task_only", *sweeps]) == FILES
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -100,6 +102,88 @@ def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
     far |= {"accuracy_first": 0.08, "accuracy_second": 0.08}
     for row in both[both.metric.isin(far)].itertuples():
         assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.metric)
+
+
+LANGUAGE = [language.DATASET, language.TASK]
+
+
+def as_recorded(kind, monkeypatch, **changes):
+    """Cells of the laptop profile on the text of the recorded run, whatever is installed here."""
+    (read,) = published.recorded(kind).fingerprint.unique()
+    with monkeypatch.context() as patch:
+        patch.setattr(language.Text, "fingerprint", lambda self: read)
+        return language.pairs(profiles.load("laptop", kind, **changes), kind)
+
+
+def last_layer(kind, metrics=("cka",)):
+    """Recorded similarities of the last layer."""
+    table = published.recorded(kind)
+    return table[table.metric.isin(metrics) & table.layer.isna() & table.step.isna()]
+
+
+@pytest.mark.parametrize("kind", LANGUAGE)
+def test_overlap_in_language_is_the_laptop_profile_of_this_code(kind, monkeypatch):
+    table = published.recorded(kind)
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in as_recorded(kind, monkeypatch)}
+    assert set(table["profile"]) == {"laptop"}
+    assert not table.duplicated(["key", "probe", "metric", "layer", "step"]).any()
+    assert table["seed"].nunique() >= 6 and table["overlap"].nunique() == (6 if kind == language.DATASET else 4)
+    assert (table["realised_overlap"] - table["overlap"]).abs().max() < 1e-6
+    assert (last_layer(kind).groupby("probe").n_probe.nunique() == 1).all()
+
+
+def test_models_of_dataset_overlap_know_their_own_text():
+    """What the chapter says of the regime: own text is known, the other's is nearly as new as any."""
+    table = published.recorded(language.DATASET)
+    mean = table[table.step.isna()].groupby("metric").value.mean()
+    for which in ("first", "second"):
+        own, other, held_out = (mean[f"loss_{text}_{which}"] for text in ("own", "other", "held_out"))
+        assert own + 1 < other < held_out < other + 0.8
+
+
+def test_similarity_rises_with_dataset_overlap_in_language_by_every_metric_and_layer():
+    own = published.recorded(language.DATASET)
+    own = own[own.metric.isin(PAPER) & (own.probe == own.dataset) & own.step.isna()]
+    found = analysis.trends(own.assign(layer=own.layer.fillna(-1)), by=["metric", "layer"])
+    assert len(found) == 8 * 5
+    assert (found[found.metric == "cka"].low > 0).all()
+    assert (found[found.layer == -1].low > 0).all()
+
+
+def slope_of_task_overlap(probe):
+    table = last_layer(language.TASK)
+    return analysis.trend(table[table.probe == probe])
+
+
+@pytest.mark.parametrize(
+    "probe",
+    ["all_corpora", "common_corpora", "corpora_seen_by_none", "corpora_seen_by_one_all", "corpora_seen_by_none_all"],
+)
+def test_cka_rises_with_task_overlap_in_language(probe):
+    assert slope_of_task_overlap(probe).low > 0
+
+
+def test_most_of_the_rise_on_corpora_read_by_one_is_of_the_probe():
+    fixed, whole = (slope_of_task_overlap(f"corpora_seen_by_one{rest}") for rest in ("", "_all"))
+    assert fixed.slope < whole.slope / 2 and fixed.low < 0
+
+
+@pytest.mark.parametrize("kind", LANGUAGE)
+def test_a_cell_on_overlap_in_language_comes_out_again(kind, store, monkeypatch):
+    """Everything in common, seed 0; only where the same text is installed: other versions say other things."""
+    table = published.recorded(kind)
+    (cell,) = language.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1]), kind)
+    if not os.environ.get("CI") and cell.first.fingerprint not in set(table.fingerprint):
+        pytest.skip("other versions of packages are installed: their text is not that of the recorded run")
+    again = sweep(language.measure_pair, [cell], store=store, progress=False)
+    then = table[table["key"] == key(cell.model_dump(mode="json"))]
+    index = ["probe", "metric", "layer", "step"]
+    both = again.merge(then, on=index, suffixes=("", "_then"), validate="one_to_one")
+    assert len(both) == len(again) == len(then)
+    far = {"cka": 0.06, "unbiased_cka": 0.06, "mutual_knn": 0.06, "cknna": 0.06}
+    far |= {name: 0.15 for name in both.metric.unique() if "loss" in name or "curve" in name}
+    for row in both[both.metric.isin(far)].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.metric, row.layer)
 
 
 MAIN = profiles.load("laptop", "adversarial_transfer").attacks()[0]

@@ -17,9 +17,12 @@ CHARTS = {
     "measuring/significance.html": 3,
     "datasets/color_shape_digit.html": 6,
     "datasets/splitting.html": 7,
+    "datasets/text_corpora.html": 3,
     "causes/task_only.html": 4,
     "causes/dataset_overlap_vision.html": 6,
     "causes/task_overlap_vision.html": 5,
+    "causes/dataset_overlap_language.html": 5,
+    "causes/task_overlap_language.html": 4,
     "consequences/adversarial_transfer.html": 12,
 }
 
