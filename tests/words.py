@@ -1,6 +1,9 @@
 """Folders of small texts, each with words of its own, and tiny language models."""
 
+import json
+
 import numpy as np
+from tokenizers import Tokenizer
 
 NETWORK = {"n_layer": 2, "n_head": 2, "width": 16, "context": 16}
 RECIPE = {"steps": 3, "batch_size": 4, "lr": 0.01, "evaluate_every": 2, "n_validation": 8}
@@ -25,3 +28,12 @@ def folder(root, name, *, seed, files=8, n=12):
 def folders(root, n=6, **options):
     """Several, of different words."""
     return [str(folder(root, f"corpus{k}", seed=k, **options)) for k in range(n)]
+
+
+def end_last(tokenizer):
+    """The same tokens with the mark before documents as the last, as GPT-2's tokenizer has it."""
+    told = json.loads(tokenizer.to_str())
+    n = len(told["model"]["vocab"])
+    told["model"]["vocab"] = {t: i - 1 if i else n - 1 for t, i in told["model"]["vocab"].items()}
+    told["added_tokens"][0]["id"] = n - 1
+    return Tokenizer.from_str(json.dumps(told))

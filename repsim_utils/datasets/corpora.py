@@ -80,7 +80,7 @@ def documents(source: str) -> Iterator[Document]:
     """
     if source in INSTALLED:
         return _installed(source)
-    return _of_hub(source, HUB[source]) if source in HUB else _of_folder(Path(source))
+    return _of_hub(source, HUB[source]) if source in HUB else _of_folder(source)
 
 
 def fingerprint(source: str) -> str:
@@ -123,8 +123,8 @@ def _visible(root: Path) -> list[Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
-def _of_folder(folder: Path) -> Iterator[Document]:
-    root, paths = _files(str(folder))
+def _of_folder(folder: str) -> Iterator[Document]:
+    root, paths = _files(folder)
     for path in paths:
         yield Document(str(path.relative_to(root)), read_text(path))
 
@@ -262,10 +262,10 @@ def _placed(source: str) -> Path | None:
 
 def _of_hub(name: str, hub: Hub) -> Iterator[Document]:
     """Rows of a data set, streamed; lines of WikiText are joined to articles."""
+    placed = _placed(name)
     try:
         import datasets
 
-        placed = _placed(name)
         if placed is not None:
             paths = [str(path) for path in sorted(placed.glob("*.parquet"))]
             rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
@@ -279,6 +279,8 @@ def _of_hub(name: str, hub: Hub) -> Iterator[Document]:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if placed is not None:
+            raise DataError(f"the Parquet files in {placed} cannot be read ({reason}): place them anew") from None
         raise DataError(
             f"{name} cannot be read from the hub ({hub.path}: {reason}). With a network, and $HF_TOKEN for gated data "
             f"sets, the same command tries again; without, place its Parquet files in {cache.default_root()}/hub/{name}"
@@ -286,9 +288,9 @@ def _of_hub(name: str, hub: Hub) -> Iterator[Document]:
 
 
 def _cell(row: dict[str, object], column: str, name: str) -> str:
-    if not isinstance(row.get(column), str):
+    if not isinstance(row.get(column, 0), str | None):
         raise DataError(f"{name} has no text in a column {column!r}; it has {', '.join(row)}")
-    return str(row[column])
+    return str(row[column] or "")
 
 
 def _articles(lines: Iterator[str]) -> Iterator[str]:
@@ -298,6 +300,6 @@ def _articles(lines: Iterator[str]) -> Iterator[str]:
         if re.fullmatch(r" = [^=].* = \n?", line) and article:
             yield "".join(article)
             article = []
-        article.append(line)
+        article.append(line or "\n")  # a blank line is an empty row
     if article:
         yield "".join(article)

@@ -172,6 +172,7 @@ def cleared(source: str, cleaner: Cleaner, max_bytes: int | None = None) -> Iter
 def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[str, Any]:
     """Write tokens and tokenizer into a folder; what the manifest says of them."""
     cleaner, texts, entries = Cleaner(), {}, {}
+    tokenizer = _gpt2() if about["tokenizer"] == "gpt2" else None  # before hours of reading
     for source in sources:
         bar = tqdm(cleared(source, cleaner, about["max_bytes"]), f"read {name_of(source)}", unit="document", delay=2)
         parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
@@ -179,13 +180,17 @@ def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[s
             parts[split].append(document)
         if missing := [split for split in SPLITS if not parts[split]]:
             n = sum(map(len, parts.values()))
+            if n == 1:
+                raise DataError(
+                    f"{source} has text in one file only, and whole files are held out: split it into several"
+                )
             raise DataError(
                 f"{source} is too small: of {n} document(s) with text that is not elsewhere, none is left for "
                 f"{missing[0]}"
             )
         texts[name_of(source)] = parts
     everything = (document.text for parts in texts.values() for document in parts["train"])
-    tokenizer = _trained(everything, about["vocabulary"]) if about["tokenizer"] == "bpe" else _gpt2()
+    tokenizer = tokenizer or _trained(everything, about["vocabulary"])
     for source in sources:
         name = name_of(source)
         entry: dict[str, Any] = {"source": source, "fingerprint": corpora.fingerprint(source)}
@@ -236,8 +241,8 @@ def _gpt2() -> Tokenizer:
         raise DataError(
             f"GPT-2's tokenizer cannot be had ({reason}): place its tokenizer.json at {placed}, or choose tokenizer bpe"
         ) from None
-    if tokenizer.token_to_id(END) is None or tokenizer.get_vocab_size() > 2**16:
-        raise DataError(f"{placed} is not GPT-2's tokenizer: it needs a token {END} and at most {2**16:,} tokens")
+    if (tokenizer.get_vocab_size(), tokenizer.token_to_id(END)) != (GPT2_SIZE, GPT2_SIZE - 1):
+        raise DataError(f"{placed} is not GPT-2's tokenizer, which has {GPT2_SIZE:,} tokens, the last of them {END}")
     return tokenizer
 
 

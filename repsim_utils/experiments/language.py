@@ -119,7 +119,7 @@ class Settings(Frozen):
     seeds: Seeds
     overlaps: Overlaps
     corpora: Sources
-    divided: Annotated[tuple[Source, ...] | None, BeforeValidator(single)] = None
+    divided: Annotated[Sources | None, BeforeValidator(single)] = None
     tokenizer: Literal["bpe", "gpt2"] = "bpe"
     vocabulary: int = Field(2048, ge=257, le=2**16)
     max_bytes: int | None = Field(None, ge=1)
@@ -135,6 +135,7 @@ class Settings(Frozen):
     def _known(self) -> Settings:
         check_choice(self.architectures, self.models)
         one_name_each(text.name_of(source) for source in self.text.sources)
+        one_name_each(text.name_of(source) for source in self.divided or ())
         return self
 
     @property
@@ -228,7 +229,8 @@ def prepare(cells: Iterable[Pair]) -> None:
     """
     for member in {member.model_copy(update={"seed": 0}) for cell in cells for member in cell.members}:
         streams(member, None if member.by == "chunk" else member.divided)
-        if len(windows(_held_out(member, member.divided), LEAST_PROBE, member.network.context)) < LEAST_PROBE:
+        wanted = LEAST_PROBE * len(member.divided)
+        if len(windows(_held_out(member, member.divided), wanted, member.network.context)) < LEAST_PROBE:
             raise DataError(
                 f"{member.dataset} is too small: its held-out part has fewer than {LEAST_PROBE} windows of "
                 f"{member.network.context} tokens; give more text, or a shorter context"

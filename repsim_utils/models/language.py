@@ -121,7 +121,17 @@ def generate(
     -------
     Tensor
         int64 (t + n,), on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the temperature, `top_k` or the prompt is none.
     """
+    if temperature <= 0 or (top_k is not None and top_k < 1) or not len(prompt):
+        raise ValueError(
+            f"temperature must be above 0, top_k at least 1 or None, and the prompt not empty; got {temperature}, "
+            f"{top_k} and {len(prompt)} tokens"
+        )
     where = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     model.eval()

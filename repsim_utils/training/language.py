@@ -17,6 +17,7 @@ from tqdm import tqdm
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import device
 
+AT_ONCE = 64  # windows of a batch whose activations are in memory together; gradients of the parts add up
 VERSION = 1  # raised when the same recipe and seed give another model
 
 
@@ -112,7 +113,7 @@ def windows(streams: Sequence[Stream], n: int, context: int) -> Tensor:
     ----------
     streams : sequence of Stream
     n : int
-        At most so many in all, as many of each stream as of the others.
+        ``n // len(streams)`` of each stream, at least one, if it has so many.
     context : int
 
     Returns
@@ -174,21 +175,25 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step - 1)
             batch = draw(streams, recipe.batch_size, model.context, rng).to(where)
-            loss = _loss(model, batch)
             optimizer.zero_grad()
-            loss.backward()
+            parts = []
+            for part in batch.split(AT_ONCE):
+                loss = _loss(model, part) * (len(part) / len(batch))
+                loss.backward()
+                parts.append(loss.detach())
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(torch.stack(parts).sum())
             bar.update()
             if step % recipe.evaluate_every and step < recipe.steps:
                 continue
             mean = float(torch.stack(losses).mean())
             seconds += time.perf_counter() - began
             speed = step * recipe.batch_size * model.context / seconds
-            if not np.isfinite(mean):
-                raise ValueError(f"training diverged before step {step}: the loss is {mean}; lower lr = {recipe.lr}")
             held_out = evaluate(model, validation)
+            if not np.isfinite([mean, held_out]).all():
+                told = f"the loss is {mean}, on held-out text {held_out}"
+                raise ValueError(f"training diverged before step {step}: {told}; lower lr = {recipe.lr}")
             curve.append({"step": step, "train": mean, "validation": held_out})
             bar.set_postfix_str(f"loss {mean:.2f}, held out {held_out:.2f}, {speed:,.0f} tokens/s")
             if recipe.patience is not None and held_out < best[0]:

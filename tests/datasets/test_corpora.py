@@ -106,6 +106,18 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         list(documents(str(tmp_path)))
 
 
+def test_a_folder_may_bear_the_name_of_a_corpus(tmp_path, monkeypatch):
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "one.txt").write_text("my own")
+    monkeypatch.chdir(tmp_path)
+    assert [document.text for document in documents("./python")] == ["my own"]
+
+
+def test_a_row_without_text_is_empty(data):
+    place(data, "tinystories", ["one", None, "two"])
+    assert [document.text for document in documents("tinystories")] == ["one", "", "two"]
+
+
 def test_what_is_no_corpus_is_told(tmp_path):
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; corpora known by name are python, docstrings"):
         documents(str(tmp_path / "nowhere")).__next__()
@@ -125,7 +137,7 @@ def test_wikitext_is_joined_to_articles(data):
     lines = ["", " = One = \n", "", " First . \n", " = = Section = = \n", " More . \n", " = Two = \n", " Second . \n"]
     place(data, "wikitext", lines)
     found = [document.text for document in documents("wikitext")]
-    assert found == ["", " = One = \n First . \n = = Section = = \n More . \n", " = Two = \n Second . \n"]
+    assert found == ["\n", " = One = \n\n First . \n = = Section = = \n More . \n", " = Two = \n Second . \n"]
 
 
 def test_another_layout_is_told(data):
@@ -139,7 +151,7 @@ def test_another_layout_is_told(data):
 def test_a_broken_file_is_told(data):
     (data / "hub" / "tinystories").mkdir(parents=True)
     (data / "hub" / "tinystories" / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="tinystories cannot be read"):
+    with pytest.raises(DataError, match=r"the Parquet files in .*/hub/tinystories cannot be read .*: place them anew"):
         list(documents("tinystories"))
 
 

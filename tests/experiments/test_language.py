@@ -31,7 +31,7 @@ from repsim_utils.published import published as theirs
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 from tests.datasets.test_corpora import COLUMNS, place
-from tests.words import NETWORK, RECIPE, folder, folders, sentences
+from tests.words import NETWORK, RECIPE, end_last, folder, folders, sentences
 
 SIX = [0, 1 / 3, 2 / 3, 1]
 
@@ -95,9 +95,9 @@ def test_no_held_out_file_is_in_a_training_set(six, kind):
     for cell in pairs(settings(six), kind):
         decode = language.library(cell.first).tokenizer.decode
         read = "".join(decode(stream.tokens.tolist()) for member in cell.members for stream in streams(member))
-        held_out = [decode(row.tolist()) for tokens in probes(cell).values() for row in tokens]
-        inside = [sentence for window in held_out for sentence in window.split(".")[1:-1]]
-        assert len(held_out) > 100 and not [sentence for sentence in inside if len(sentence) > 20 and sentence in read]
+        held_out = "".join(decode(s.tokens.tolist()) for s in language._held_out(cell.first, cell.first.divided))
+        sentences_there = [sentence.strip() for sentence in held_out.split(".") if len(sentence) > 30]
+        assert len(sentences_there) > 20 and not [sentence for sentence in sentences_there if sentence in read]
 
 
 def test_the_first_model_is_the_same_at_every_overlap(six):
@@ -240,6 +240,11 @@ def test_what_is_too_small_is_told_before_training(tmp_path):
         prepare(pairs(settings(tiny, models={"gpt": {"network": network, "recipe": RECIPE}}), TASK))
 
 
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_any_even_number_of_corpora_is_ready_to_be_divided(six, n):
+    prepare(pairs(settings(six[:n], overlaps=[0, 1]), TASK))
+
+
 def test_settings_say_what_is_wrong(six, tmp_path):
     with pytest.raises(ValueError, match="names must be an even number of different corpora"):
         pairs(settings(six[:5]), TASK)
@@ -247,6 +252,10 @@ def test_settings_say_what_is_wrong(six, tmp_path):
         settings([six[0], str(folder(tmp_path, "corpus0", seed=1))])
     with pytest.raises(ValidationError, match="width must be a multiple of n_head = 3"):
         settings(six, models={"gpt": {"network": NETWORK | {"n_head": 3}, "recipe": RECIPE}})
+    with pytest.raises(ValidationError, match="there are two corpus0"):
+        settings(six, divided=[six[0], six[0]])
+    with pytest.raises(ValidationError):
+        settings(six, divided=[])
     with pytest.raises(ValidationError, match="no architecture gru; choose from gpt"):
         settings(six, architectures=["gru"])
     with pytest.raises(ValidationError, match="multiple of 2"):
@@ -274,6 +283,7 @@ def stand_ins(data):
                 texts = [line for i, one in enumerate(texts) for line in (f" = Title {i} = \n", f" {one} \n")]
             place(data, name, texts)
     tokenizer = text._trained(["\n".join(sentences(k, 40)) for k in range(20)], 600)
+    tokenizer = end_last(tokenizer)
     (data / "hub" / "gpt2").mkdir(exist_ok=True)
     (data / "hub" / "gpt2" / "tokenizer.json").write_text(tokenizer.to_str())
 

@@ -91,6 +91,14 @@ def test_what_it_writes(model):
     assert int(generate(model, prompt, 1, seed=0, top_k=1)[-1]) == likeliest
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 0}])
+def test_odd_ways_to_write_are_refused(model, options):
+    with pytest.raises(ValueError, match="temperature must be above 0, top_k at least 1 or None"):
+        generate(model, torch.tensor([1]), 1, seed=0, **options)
+    with pytest.raises(ValueError, match="and 0 tokens"):
+        generate(model, torch.tensor([], dtype=torch.int64), 1, seed=0)
+
+
 def test_heads_must_fit():
     with pytest.raises(ValueError, match="width must be a multiple of n_head = 3, got 16"):
         build(50, seed=0, n_layer=1, n_head=3, width=16)

@@ -108,6 +108,17 @@ def test_training_is_the_literal_loop():
     assert history.kept_step == 5 and history.tokens_per_second > 0 and not model.training
 
 
+def test_parts_of_a_batch_add_up_to_it(monkeypatch):
+    stream, weights = whole(counted(60)), []
+    for at_once in (64, 3):
+        monkeypatch.setattr(language, "AT_ONCE", at_once)
+        model = build(60, seed=0, **SMALL)
+        history = train(model, [stream], windows([stream], 2, 8), RECIPE, seed=7, progress=False)
+        weights.append((model.body.wte.weight, history.curve[-1]["train"]))
+    assert torch.allclose(weights[0][0], weights[1][0], atol=1e-5)
+    assert weights[0][1] == pytest.approx(weights[1][1], abs=1e-5)
+
+
 def test_it_learns_and_one_seed_is_one_result():
     stream = whole(np.tile(counted(10), 30))
     held_out = windows([stream], 4, 8)
@@ -160,7 +171,9 @@ def test_what_cannot_be_trained_is_told():
     with pytest.raises(ValueError, match="there is no window to validate on"):
         train(model, [stream], torch.empty(0, 9, dtype=torch.int64), RECIPE, seed=0, progress=False)
     wild = Recipe(steps=40, batch_size=4, lr=1e30, evaluate_every=40)
-    with pytest.raises(ValueError, match=r"training diverged before step 40: the loss is nan; lower lr = 1e\+30"):
+    with pytest.raises(
+        ValueError, match=r"training diverged before step 40: the loss is nan, on held-out text nan; lower lr = 1e\+30"
+    ):
         train(model, [stream], windows([stream], 2, 8), wild, seed=0, progress=False)
     with pytest.raises(ValidationError):
         Recipe(steps=0, batch_size=1, lr=1, evaluate_every=1)
