@@ -193,6 +193,7 @@ def test_folders_of_text_go_all_the_way(repsim, tmp_path, monkeypatch, kind):
     sources = folders(tmp_path, n=6, files=12)
     models = {"tiny": {"network": NETWORK, "recipe": RECIPE}}
     small = ["-p", f"corpora={json.dumps(sources)}", "-p", f"models={json.dumps(models)}", "-p", "n_permutations=19"]
+    small += ["-p", "architectures=[tiny]"]
     small += ["-p", "vocabulary=300", "-p", "n_chunks=8", "-p", "n_tokens=null", "--workers", "0"]
     small += ["-p", f"divided={sources[2]}"] if kind == language.DATASET else []
     code, out, err = repsim("run", kind, *small)
