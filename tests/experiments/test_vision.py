@@ -567,7 +567,7 @@ def test_a_folder_of_images_from_end_to_end(folder, tmp_path, kind):
         assert groups[0.5] == ["animals", *GROUPS]
     assert table.value.notna().all()
     size = vision.size(cells[0].first)
-    assert (size.dataset, size.n_train, size.pixels) == ("animals", 24, 32)
+    assert (size.dataset, size.n_train, size.length) == ("animals", 24, 32)
     assert size.network["n_classes"] == (4 if kind == DATASET else 2)
 
 
