@@ -112,7 +112,10 @@ def _files(source: str) -> tuple[Path, list[Path]]:
         if not root.is_dir():
             known = ", ".join((*INSTALLED, *HUB))
             raise DataError(f"there is no folder {root}; corpora known by name are {known}")
-    found = sorted(wanted(root), key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest())
+    try:
+        found = sorted(wanted(root), key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest())
+    except UnicodeEncodeError as error:
+        raise DataError(f"the name of a file in {root} is not UTF-8: rename {error.object!r}") from None
     if not found:
         raise DataError(f"{source}: there is no file to read in {root}")
     return root, found

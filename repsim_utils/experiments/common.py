@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -47,6 +48,11 @@ Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_bet
 def single(value: Any) -> Any:
     """One value as a list of one, for settings that hold several."""
     return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+def one_spelling(source: str, known: Container[str]) -> str:
+    """A name that is known, or else a folder in one spelling, so that the same folder has the same key."""
+    return source if source in known else str(Path(source).expanduser().absolute())
 
 
 def check_choice(chosen: tuple[str, ...] | None, known: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from repsim_utils.experiments.common import (
     Seeds,
     check_choice,
     one_name_each,
+    one_spelling,
     similarities,
     single,
 )
@@ -47,13 +47,9 @@ ALL = "all_corpora"
 N_LOSS = 100  # windows on which a loss is taken
 
 
-def _absolute(source: str) -> str:
-    """A corpus in one spelling, so that the same folder has the same key."""
-    known = source in corpora.INSTALLED or source in corpora.HUB
-    return source if known else str(Path(source).expanduser().absolute())
-
-
-Source = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+Source = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda source: one_spelling(source, {*corpora.INSTALLED, *corpora.HUB}))
+]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(single), Field(min_length=1)]
 
 

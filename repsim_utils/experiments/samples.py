@@ -17,7 +17,7 @@ from repsim_utils.datasets import color_shape_digit, vision
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit, class_names
 from repsim_utils.datasets.vision import Images
-from repsim_utils.experiments.common import LEAST_PROBE, Frozen
+from repsim_utils.experiments.common import LEAST_PROBE, Frozen, one_spelling
 
 DRAWN = "color_shape_digit"  # the data set that needs no download
 
@@ -73,8 +73,8 @@ class Data(Frozen):
 
 
 def absolute(source: str) -> str:
-    """The name of a data set, or a folder in one spelling, so that the same folder has the same key."""
-    return source if source in (DRAWN, *vision.NAMES) else str(Path(source).expanduser().absolute())
+    """The name of a data set, or a folder in one spelling."""
+    return one_spelling(source, (DRAWN, *vision.NAMES))
 
 
 def name_of(source: str) -> str:

@@ -94,7 +94,7 @@ def build(
     )
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         return GPT(GPT2Model(config))
 
 

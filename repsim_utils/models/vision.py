@@ -155,7 +155,7 @@ def build(
     if pretrained and (name in SMALL or stem == "cifar"):
         raise ValueError(f"there are no pretrained weights for {name} with the {stem} stem")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         if name == "small_resnet":
             model = Classifier(_SmallResNet(width, depth), 4 * width, n_classes)
         elif name == "small_vit":

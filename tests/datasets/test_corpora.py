@@ -1,5 +1,6 @@
 """Where text comes from: what is installed, what a hub would give, folders, and what is wrong with them."""
 
+import os
 import re
 import socket
 import time
@@ -103,6 +104,12 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         list(documents(str(tmp_path)))
     (tmp_path / "picture.png").write_bytes("Grüße".encode("latin-1"))
     with pytest.raises(DataError, match="not text in UTF-8"):
+        list(documents(str(tmp_path)))
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path):
+    (tmp_path / os.fsdecode(b"gr\xfcn.txt")).write_text("words")
+    with pytest.raises(DataError, match=r"the name of a file in .* is not UTF-8: rename 'gr\\udcfcn.txt'"):
         list(documents(str(tmp_path)))
 
 

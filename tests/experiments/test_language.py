@@ -141,6 +141,34 @@ def test_probes(six):
     assert set(probes(pairs(settings(six, overlaps=[1]), TASK)[0])) == {ALL, GROUPS[0], GROUPS[2]}
 
 
+@pytest.mark.parametrize("kind", [DATASET, TASK])
+def test_each_loss_is_of_the_text_that_it_names(six, kind, tmp_path, monkeypatch):
+    def within(rows, streams):
+        chunks = [stream.tokens[a:b].tobytes() for stream in streams for a, b in stream.chunks]
+        return [any(row.numpy().astype(np.uint16).tobytes() in chunk for chunk in chunks) for row in rows]
+
+    def train(model, read, held_out, recipe, **options):
+        seen.append(held_out)
+        raise KeyboardInterrupt
+
+    seen = []
+    monkeypatch.setattr(language, "evaluate", lambda model, rows: seen.append(rows))
+    monkeypatch.setattr(language, "train", train)
+    (cell,) = pairs(settings(six, overlaps=[0.5 if kind == DATASET else 1 / 3]), kind)[:1]
+    for member, other in (cell.members, cell.members[::-1]):
+        seen.clear()
+        assert list(language.losses(cell, member, None)) == ["loss_own", "loss_other", "loss_held_out"]
+        with pytest.raises(KeyboardInterrupt):
+            language.trained(member, Store(tmp_path), progress=False)
+        of_own, of_other, of_held_out, in_training = seen
+        own, others = streams(member), streams(other)
+        assert all(within(of_own, own)) and all(within(of_other, others)) and not any(within(of_other, own))
+        for rows in (of_held_out, in_training):
+            assert all(within(rows, language._held_out(member, language._own(member))))
+            assert not any(within(rows, [*own, *others]))
+        assert min(map(len, seen)) >= 6
+
+
 def test_a_probe_of_too_few_windows_is_left_out_with_a_warning(tmp_path, six, caplog):
     short = folder(tmp_path, "short", seed=9, files=4, n=2)
     cell = pairs(settings([six[0], str(short)], divided=six[:1]), DATASET)[0]
