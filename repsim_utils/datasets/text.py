@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,24 @@ VERSION = 1  # raised when the same documents give other tokens
 END = "<|endoftext|>"  # before every document
 TRAIN_TO_HELD_OUT = 3  # a document is for validation while that part has less than a third of the bytes of the other
 LEAST_LETTERS = 20  # of a line or paragraph that may count as known; shorter ones are everyone's
-GPT2_SIZE = 50_257
 SPLITS = ("train", "validation")
-Tokens = NDArray[np.uint16]
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]  # the latter where tokens are more than 65,536
+
+
+class Ready(NamedTuple):
+    """A tokenizer made by others: where it lies on the hub, its size, and the mark between documents."""
+
+    path: str
+    size: int
+    mark: str
+    mark_id: int
+
+
+READY = {
+    "gpt2": Ready("gpt2", 50_257, END, 50_256),
+    "smollm2": Ready("HuggingFaceTB/SmolLM2-135M-Instruct", 49_152, END, 0),
+    "llama-3.2": Ready("meta-llama/Llama-3.2-1B-Instruct", 128_256, "<|end_of_text|>", 128_001),
+}
 
 
 class Corpus(NamedTuple):
@@ -62,7 +78,7 @@ def name_of(source: str) -> str:
 def library(
     sources: Sequence[str],
     *,
-    tokenizer: Literal["bpe", "gpt2"] = "bpe",
+    tokenizer: str = "bpe",
     vocabulary: int = 2048,
     max_bytes: int | None = None,
     root: str | Path | None = None,
@@ -77,9 +93,9 @@ def library(
     ----------
     sources : sequence of str
         See `repsim_utils.datasets.corpora.documents`. The first keep what several have.
-    tokenizer : {"bpe", "gpt2"}
-        A byte-level BPE trained on the training documents of all sources, or GPT-2's, fetched from the hub unless its
-        ``tokenizer.json`` lies in ``$REPSIM_DATA/hub/gpt2/``.
+    tokenizer : str
+        ``bpe``, a byte-level BPE trained on the training documents of all sources; or one of `READY`, fetched from the
+        hub unless its ``tokenizer.json`` lies in ``$REPSIM_DATA/hub/<tokenizer>/``.
     vocabulary : int
         Size of the BPE, from 257 (bytes and the mark before documents) to 65,536.
     max_bytes : int, optional
@@ -94,7 +110,7 @@ def library(
     Raises
     ------
     ValueError
-        If sources repeat, or the size of the vocabulary is none.
+        If sources repeat, or tokenizer or vocabulary are none.
     DataError
         If a source cannot be had, is not text, or has no text left for one of the two parts.
     """
@@ -102,6 +118,7 @@ def library(
         raise ValueError(f"sources must be corpora of different names, got {', '.join(sources) or 'none'}")
     if not 257 <= vocabulary <= 2**16:
         raise ValueError(f"vocabulary must be from 257 to {2**16:,} tokens, got {vocabulary}")
+    check_tokenizer(tokenizer)
     about: dict[str, Any] = {"tokenizer": tokenizer, "max_bytes": max_bytes}
     about |= {"vocabulary": vocabulary} if tokenizer == "bpe" else {}
     digest = fingerprint(sources, **about)
@@ -117,6 +134,13 @@ def library(
             cache.seal(work / "made", folder, version=[VERSION, corpora.VERSION], **manifest)
 
     return cache.kept(folder, lambda: _read(folder, digest), make)
+
+
+def check_tokenizer(name: str) -> str:
+    """The name, if there is such a tokenizer; else a ValueError that says which there are."""
+    if name != "bpe" and name not in READY:
+        raise ValueError(f"tokenizer must be one of bpe, {', '.join(READY)}; got {name!r}")
+    return name
 
 
 def fingerprint(sources: Sequence[str], **about: Any) -> str:
@@ -172,7 +196,7 @@ def cleared(source: str, cleaner: Cleaner, max_bytes: int | None = None) -> Iter
 def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[str, Any]:
     """Write tokens and tokenizer into a folder; what the manifest says of them."""
     cleaner, texts, entries = Cleaner(), {}, {}
-    tokenizer = _gpt2() if about["tokenizer"] == "gpt2" else None  # before hours of reading
+    tokenizer = None if about["tokenizer"] == "bpe" else ready(about["tokenizer"])  # before hours of reading
     for source in sources:
         bar = tqdm(cleared(source, cleaner, about["max_bytes"]), f"read {name_of(source)}", unit="document", delay=2)
         parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
@@ -189,13 +213,14 @@ def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[s
                 f"{missing[0]}"
             )
         texts[name_of(source)] = parts
+    mark = END if tokenizer is None else READY[about["tokenizer"]].mark
     everything = (document.text for parts in texts.values() for document in parts["train"])
     tokenizer = tokenizer or _trained(everything, about["vocabulary"])
     for source in sources:
         name = name_of(source)
         entry: dict[str, Any] = {"source": source, "fingerprint": corpora.fingerprint(source)}
         for split, found in texts[name].items():
-            tokens = _encoded(tokenizer, found)
+            tokens = _encoded(tokenizer, found, mark)
             np.save(folder / f"{name}-{split}.npy", tokens, allow_pickle=False)
             entry[split] = {
                 "documents": len(found),
@@ -209,13 +234,14 @@ def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[s
     return {"corpora": entries} | about
 
 
-def _encoded(tokenizer: Tokenizer, found: list[Document]) -> Tokens:
+def _encoded(tokenizer: Tokenizer, found: list[Document], mark: str) -> Tokens:
     """One stream of tokens, a mark before every document."""
-    mark = tokenizer.token_to_id(END)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
     parts = []
     for start in range(0, len(found), 500):
-        batch = tokenizer.encode_batch_fast([document.text for document in found[start : start + 500]])
-        parts += [np.array([mark, *encoding.ids], np.uint16) for encoding in batch]
+        texts = [document.text for document in found[start : start + 500]]
+        batch = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        parts += [np.array([tokenizer.token_to_id(mark), *encoding.ids], dtype) for encoding in batch]
     return np.concatenate(parts)
 
 
@@ -232,17 +258,27 @@ def _trained(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _gpt2() -> Tokenizer:
-    placed = cache.default_root() / "hub" / "gpt2" / "tokenizer.json"
+def ready(name: str) -> Tokenizer:
+    """A tokenizer of `READY`; raises DataError if it cannot be had."""
+    told, placed = READY[name], cache.default_root() / "hub" / name / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(placed)) if placed.is_file() else Tokenizer.from_pretrained("gpt2")
+        if placed.is_file():
+            tokenizer = Tokenizer.from_file(str(placed))
+        else:
+            tokenizer = Tokenizer.from_pretrained(told.path, token=os.environ.get("HF_TOKEN"))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fetched = "`repsim models smollm2` fetches it with the model; or " if name == "smollm2" else ""
         raise DataError(
-            f"GPT-2's tokenizer cannot be had ({reason}): place its tokenizer.json at {placed}, or choose tokenizer bpe"
+            f"the tokenizer of {name} cannot be had ({reason}): {fetched}place its tokenizer.json at {placed}, or "
+            "choose tokenizer bpe"
         ) from None
-    if (tokenizer.get_vocab_size(), tokenizer.token_to_id(END)) != (GPT2_SIZE, GPT2_SIZE - 1):
-        raise DataError(f"{placed} is not GPT-2's tokenizer, which has {GPT2_SIZE:,} tokens, the last of them {END}")
+    if (tokenizer.get_vocab_size(), tokenizer.token_to_id(told.mark)) != (told.size, told.mark_id):
+        raise DataError(
+            f"{placed} is not the tokenizer of {name}, which has {told.size:,} tokens and {told.mark} as token "
+            f"{told.mark_id:,}"
+        )
+    tokenizer.no_truncation()
     return tokenizer
 
 
@@ -254,8 +290,8 @@ def _read(folder: Path, digest: str) -> Library:
         names = [f"{name}-{split}.npy" for split in SPLITS]
         cache.manifest_of(folder, [VERSION, corpora.VERSION], *names)
         train, held_out = (np.load(folder / file, mmap_mode="r", allow_pickle=False) for file in names)
-        if any(part.dtype != np.uint16 or part.ndim != 1 for part in (train, held_out)):
-            raise ValueError(f"tokens of {name} are not a stream of uint16")
+        if any(part.dtype not in (np.uint16, np.uint32) or part.ndim != 1 for part in (train, held_out)):
+            raise ValueError(f"tokens of {name} are not a stream of uint16 or uint32")
         found[name] = Corpus(train, held_out, about)
     return Library(found, _tokenizer(str(folder / "tokenizer.json")), digest)
 

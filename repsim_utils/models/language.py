@@ -18,26 +18,28 @@ class GPT(nn.Module):
 
     Parameters
     ----------
-    body : transformers.GPT2Model
-        From tokens (n, t) to hidden states (n, t, d), normalised after the last block.
+    body : transformers.PreTrainedModel
+        From tokens (n, t) to hidden states (n, t, d), normalised after the last block: a `GPT2Model`, a `LlamaModel`.
+    head : nn.Linear, optional
+        From hidden states to logits; by default the matrix that embeds tokens.
+    context : int, optional
+        How many tokens it reads at once; by default the most that the body can.
     """
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, head: nn.Module | None = None, context: int | None = None) -> None:
         super().__init__()
         self.body = body
-
-    @property
-    def context(self) -> int:
-        """The most tokens that it reads at once."""
-        return self.body.config.n_positions
+        self.head = head
+        self.context: int = context or body.config.max_position_embeddings
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each: int64 (n, t) to (n, t, vocabulary)."""
         return self.logits(self.body(tokens, use_cache=False).last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states to logits, by the matrix that also embeds tokens."""
-        return nn.functional.linear(hidden, self.body.wte.weight)
+        """Hidden states (…, d) to logits (…, vocabulary)."""
+        head: Any = self.head or self.body.get_input_embeddings()
+        return nn.functional.linear(hidden, head.weight)
 
     def represent(self, tokens: Tensor, *, layers: bool = False) -> list[Tensor]:
         """Mean over positions of hidden states: int64 (n, t) to one (n, d) array, that of the last layer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import device
 
-AT_ONCE = 64  # windows of a batch whose activations are in memory together; gradients of the parts add up
+# A batch goes through the model in parts, whose gradients add up: of so many windows, fewer if logits are many.
+AT_ONCE, LOGITS_AT_ONCE = 64, 2**30
 VERSION = 1  # raised when the same recipe and seed give another model
 
 
@@ -71,8 +72,8 @@ def whole(tokens: NDArray[Any]) -> Stream:
     return Stream(tokens, np.array([[0, len(tokens)]], dtype=np.int64))
 
 
-def draw(streams: Sequence[Stream], n: int, context: int, rng: np.random.Generator) -> Tensor:
-    """Windows at random places: a stream is drawn, then a place in it, all places being equally likely.
+def draw(streams: Sequence[Stream], n: int, context: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Windows at random: for each a stream is drawn, then a place in it, all places being equally likely.
 
     Parameters
     ----------
@@ -83,17 +84,28 @@ def draw(streams: Sequence[Stream], n: int, context: int, rng: np.random.Generat
 
     Returns
     -------
-    Tensor
-        int64 (n, context + 1), each row within one chunk: inputs, and one token on, targets.
+    ndarray
+        int64 (n, 2): which stream, and where in its tokens the window begins. A window is within one chunk.
     """
     places = [_places(stream, context) for stream in streams]
-    rows = []
+    found = []
     for which in rng.integers(len(streams), size=n):
         counts = places[which]
         place = int(rng.integers(counts[-1]))
         chunk = int(np.searchsorted(counts, place, side="right"))
-        start = streams[which].chunks[chunk, 0] + place - (counts[chunk - 1] if chunk else 0)
-        rows.append(streams[which].tokens[start : start + context + 1])
+        found.append((which, streams[which].chunks[chunk, 0] + place - (counts[chunk - 1] if chunk else 0)))
+    return np.array(found, dtype=np.int64).reshape(n, 2)
+
+
+def drawn(streams: Sequence[Stream], recipe: Recipe, context: int, *, seed: int) -> Iterator[NDArray[np.int64]]:
+    """The windows of every batch of a training, one batch after another, as `draw` gives them."""
+    rng = np.random.default_rng(seed)
+    return (draw(streams, recipe.batch_size, context, rng) for _ in range(recipe.steps))
+
+
+def take(streams: Sequence[Stream], where: NDArray[np.int64], context: int) -> Tensor:
+    """Windows that were drawn: int64 (n, context + 1), inputs and, one token on, targets."""
+    rows = [streams[which].tokens[start : start + context + 1] for which, start in where]
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -161,7 +173,7 @@ def train(
     """
     if not len(validation):
         raise ValueError("there is no window to validate on")
-    where, rng = device(), np.random.default_rng(seed)
+    where = device()
     if where.type == "cuda":
         torch.set_float32_matmul_precision("high")
     model.to(where).train()
@@ -171,13 +183,13 @@ def train(
     seconds, losses, began = 0.0, [], time.perf_counter()
     with torch.random.fork_rng(), (bar := tqdm(total=recipe.steps, desc="train", leave=False, disable=not progress)):
         torch.manual_seed(seed)
-        for step in range(1, recipe.steps + 1):
+        for step, places in enumerate(drawn(streams, recipe, model.context, seed=seed), 1):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step - 1)
-            batch = draw(streams, recipe.batch_size, model.context, rng).to(where)
+            batch = take(streams, places, model.context).to(where)
             optimizer.zero_grad()
             parts = []
-            for part in batch.split(AT_ONCE):
+            for part in batch.split(at_once(model)):
                 loss = _loss(model, part) * (len(part) / len(batch))
                 loss.backward()
                 parts.append(loss.detach())
@@ -208,8 +220,14 @@ def train(
     return History(curve, best[1] if best[2] is not None else step, speed)
 
 
+def at_once(model: GPT) -> int:
+    """How many windows go through a model together."""
+    n_tokens = model.body.get_input_embeddings().weight.shape[0]
+    return max(1, min(AT_ONCE, LOGITS_AT_ONCE // (model.context * n_tokens)))
+
+
 def _loss(model: GPT, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
 @torch.no_grad()
@@ -222,8 +240,8 @@ def evaluate(model: GPT, held_out: Tensor, *, batch_size: int = 32) -> float:
 
 
 def _optimizer(model: GPT, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, fused; matrices decay, vectors do not."""
-    parameters = list(model.parameters())
+    """AdamW, fused, of what may learn; matrices decay, vectors do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

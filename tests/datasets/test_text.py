@@ -195,8 +195,8 @@ def test_gpt2s_tokenizer_from_its_place_and_without(tmp_path, data, monkeypatch)
     monkeypatch.setenv("REPSIM_DATA", str(data))
     place.parent.mkdir(parents=True)
     place.write_text(Tokenizer(models.BPE()).to_str())
-    with pytest.raises(DataError, match=r"is not GPT-2's tokenizer, which has 50,257 tokens, the last of them <.endof"):
+    with pytest.raises(DataError, match=r"is not the tokenizer of gpt2, which has 50,257 tokens and <.endoftext.> as"):
         library([source], tokenizer="gpt2")
-    monkeypatch.setattr(text, "GPT2_SIZE", 500)
+    monkeypatch.setitem(text.READY, "gpt2", text.READY["gpt2"]._replace(size=500, mark_id=499))
     place.write_text(end_last(text._trained(sentences(1, 50), 500)).to_str())  # the same kind of file
     assert library([source], tokenizer="gpt2").tokenizer.token_to_id(END) == 499

@@ -11,20 +11,9 @@ from pydantic import ValidationError
 from repsim_utils import metrics, profiles
 from repsim_utils.datasets import corpora, text
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.experiments import language
-from repsim_utils.experiments.language import (
-    ALL,
-    DATASET,
-    GROUPS,
-    TASK,
-    Settings,
-    corpus_groups,
-    pairs,
-    prepare,
-    probes,
-    split,
-    streams,
-)
+from repsim_utils.experiments import language, reading
+from repsim_utils.experiments.language import DATASET, TASK, Settings, pairs, prepare, probes
+from repsim_utils.experiments.reading import ALL, GROUPS, corpus_groups, split, streams
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.plan import cost, plan
 from repsim_utils.published import published as theirs
@@ -93,9 +82,9 @@ def test_realised_overlap_of_corpora_is_the_one_asked_for(six, overlap):
 def test_no_held_out_file_is_in_a_training_set(six, kind):
     """Of text, not of tokens: every word of these files is drawn, so a sentence tells where it comes from."""
     for cell in pairs(settings(six), kind):
-        decode = language.library(cell.first).tokenizer.decode
+        decode = reading.library(cell.first).tokenizer.decode
         read = "".join(decode(stream.tokens.tolist()) for member in cell.members for stream in streams(member))
-        held_out = "".join(decode(s.tokens.tolist()) for s in language._held_out(cell.first, cell.first.divided))
+        held_out = "".join(decode(s.tokens.tolist()) for s in reading.held_out(cell.first, cell.first.divided))
         sentences_there = [sentence.strip() for sentence in held_out.split(".") if len(sentence) > 30]
         assert len(sentences_there) > 20 and not [sentence for sentence in sentences_there if sentence in read]
 
@@ -164,7 +153,7 @@ def test_each_loss_is_of_the_text_that_it_names(six, kind, tmp_path, monkeypatch
         own, others = streams(member), streams(other)
         assert all(within(of_own, own)) and all(within(of_other, others)) and not any(within(of_other, own))
         for rows in (of_held_out, in_training):
-            assert all(within(rows, language._held_out(member, language._own(member))))
+            assert all(within(rows, reading.held_out(member)))
             assert not any(within(rows, [*own, *others]))
         assert min(map(len, seen)) >= 6
 
@@ -319,7 +308,7 @@ def stand_ins(data):
 @pytest.mark.parametrize("kind", [DATASET, TASK])
 def test_the_whole_pipeline_of_the_paper_profile_on_stand_ins(kind, stand_ins, tmp_path, monkeypatch):
     """All of it but the sizes: its corpora in their columns, GPT-2's tokens, its overlaps and probes."""
-    monkeypatch.setattr(text, "GPT2_SIZE", 600)
+    monkeypatch.setitem(text.READY, "gpt2", text.READY["gpt2"]._replace(size=600, mark_id=599))
     paper = profiles.load("paper", kind)
     assert set(paper.corpora) <= set(corpora.HUB) and paper.tokenizer == "gpt2"
     (name, model), *_ = paper.models.items()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from repsim_utils.models.language import build
 from repsim_utils.overlap import split_by_chunk
 from repsim_utils.training import language
-from repsim_utils.training.language import Recipe, Stream, draw, evaluate, train, whole, windows
+from repsim_utils.training.language import Recipe, Stream, draw, evaluate, take, train, whole, windows
 
 SMALL = {"n_layer": 1, "n_head": 2, "width": 16, "context": 8}
 RECIPE = Recipe(steps=6, batch_size=4, lr=0.01, evaluate_every=2)
@@ -24,13 +24,17 @@ def counted(n):
     return np.arange(n, dtype=np.uint16)
 
 
+def random_windows(streams, n, context, rng):
+    return take(streams, draw(streams, n, context, rng), context)
+
+
 @given(seed=st.integers(0, 100), overlap=st.sampled_from([0, 0.25, 0.5, 1]), context=st.integers(1, 9))
 def test_no_window_crosses_a_chunk(seed, overlap, context):
     """Chunks of one corpus are neighbours, and the tokens between those of one model are the other's."""
     split = split_by_chunk(83, overlap, seed=seed, n_chunks=8, min_length=context + 1)
     for chunks in (split.first, split.second):
         stream = Stream(counted(83), chunks)
-        drawn = draw([stream], 40, context, np.random.default_rng(seed))
+        drawn = random_windows([stream], 40, context, np.random.default_rng(seed))
         for rows in (drawn, windows([stream], 40, context)):
             assert rows.shape[1] == context + 1 and rows.dtype == torch.int64
             assert (rows[:, 1:] - rows[:, :-1] == 1).all()
@@ -41,14 +45,14 @@ def test_no_window_crosses_a_chunk(seed, overlap, context):
 def test_every_place_is_drawn_alike():
     """Chunks of 4 and 8 tokens have 2 and 6 places for windows of 3: each is drawn about as often."""
     stream = Stream(counted(20), np.array([[0, 4], [10, 18]]))
-    starts, counts = draw([stream], 8000, 2, np.random.default_rng(0))[:, 0].unique(return_counts=True)
+    starts, counts = random_windows([stream], 8000, 2, np.random.default_rng(0))[:, 0].unique(return_counts=True)
     assert starts.tolist() == [0, 1, 10, 11, 12, 13, 14, 15]
     assert (counts - 1000).abs().max() < 150
 
 
 def test_every_stream_is_drawn_alike_whatever_its_size():
     streams = [Stream(counted(20), np.array([[0, 20]])), Stream(counted(9000) + 100, np.array([[0, 9000]]))]
-    rows = draw(streams, 4000, 4, np.random.default_rng(0))
+    rows = random_windows(streams, 4000, 4, np.random.default_rng(0))
     assert abs(int((rows[:, 0] < 100).sum()) - 2000) < 150
 
 
@@ -83,7 +87,7 @@ def literal(model, stream, recipe, seed):
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
     rng = np.random.default_rng(seed)
     for step in range(recipe.steps):
-        batch = draw([stream], recipe.batch_size, 8, rng)
+        batch = random_windows([stream], recipe.batch_size, 8, rng)
         logits = model(batch[:, :-1])
         loss = -logits.log_softmax(-1).gather(2, batch[:, 1:, None]).mean()
         gradients = torch.autograd.grad(loss, parameters)
