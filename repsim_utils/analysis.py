@@ -15,12 +15,13 @@ from scipy import stats
 def realised(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the overlap that came out in place of the one that was asked for: the mean over its pairs.
 
-    They differ where classes or images are few, such as three fifths of two classes. Tables without a column
-    ``realised_overlap`` are returned as they are.
+    They differ where classes or images are few, such as three fifths of two classes, and where a training is too short
+    to meet all that it was given. Tables without a column ``realised_overlap`` are returned as they are.
     """
     if "realised_overlap" not in table:
         return table
-    found = table.groupby(["dataset", "overlap"])["realised_overlap"].transform("mean")
+    by = [name for name in ("dataset", "architecture", "overlap") if name in table]
+    found = table.groupby(by)["realised_overlap"].transform("mean")
     return table.assign(overlap=found.round(3))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from repsim_utils.models import language, vision
+from repsim_utils.models import language, llama, vision
 from repsim_utils.store import key
 
 # Dense peak of matrix products in 10^12 operations a second, as their makers state it: TF32 where there is such, else
@@ -25,12 +25,16 @@ class Size(NamedTuple):
     dataset : str
         What it is trained on.
     network : dict
-        Arguments of `build` in `repsim_utils.models.vision` or `repsim_utils.models.language`, without the seed.
+        Arguments of `build` in one module of `repsim_utils.models`, without the seed.
     n_train : int
         Images of its training set, or windows of text that it reads in all.
     epochs : int
     length : int
         Height and width of an image as stored, in pixels; or length of a window, in tokens.
+    backward : float
+        Operations backward for each one forward: 2 where all weights learn, 1 where hardly any do.
+    kept : int, optional
+        Parameters that are kept on disk; by default all.
     """
 
     dataset: str
@@ -38,6 +42,8 @@ class Size(NamedTuple):
     n_train: int
     epochs: int
     length: int
+    backward: float = 2.0
+    kept: int | None = None
 
 
 def plan(
@@ -61,8 +67,8 @@ def plan(
     DataFrame
         dataset, model, cells, models (each is trained once, whatever the number of cells it is in), samples (images or
         windows of one model's training set), epochs, parameters (of one model), gflops (10^9 operations of one sample
-        forward, a multiplication and an addition counting two), pflops (10^15 operations to train all models, where
-        backward takes twice as much as forward), disk_gb (weights, in float32), hours (of all trainings on one GPU).
+        forward, a multiplication and an addition counting two), pflops (10^15 operations to train all models, forward
+        and backward), disk_gb (weights that are kept, in float32), hours (of all trainings on one GPU).
 
     Raises
     ------
@@ -82,8 +88,9 @@ def plan(
             name = key(member.model_dump(mode="json"))
             if name not in rows:
                 parameters, flops = cost(one.length, **one.network)
-                training = 3 * flops * one.n_train * one.epochs / 1e15
+                training = (1 + one.backward) * flops * one.n_train * one.epochs / 1e15
                 rows[name] = one._asdict() | {"model": model, "parameters": parameters, "pflops": training}
+                rows[name]["kept"] = parameters if one.kept is None else one.kept
                 rows[name]["gflops"] = flops / 1e9
         first = size(cell.members[0])
         names = first.dataset, getattr(cell, "architecture", first.network.get("name", "gpt"))
@@ -96,9 +103,10 @@ def plan(
         parameters=("parameters", "max"),
         gflops=("gflops", "max"),
         pflops=("pflops", "sum"),
+        disk_gb=("kept", "sum"),
     ).reset_index()
     result.insert(2, "cells", [counts.get(names, 0) for names in zip(result["dataset"], result["model"], strict=True)])
-    result["disk_gb"] = result["models"] * result["parameters"] * 4 / 1e9
+    result["disk_gb"] *= 4 / 1e9
     result["hours"] = result["pflops"] * 1e3 / (GPUS[gpu] * utilisation) / 3600
     return result
 
@@ -126,7 +134,8 @@ def _cost(length: int, network: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
     is_text = "vocabulary" in options
     with FakeTensorMode() if is_text else torch.device("meta"):  # each as the library behind the network bears it
         if is_text:
-            model: torch.nn.Module = language.build(seed=0, **options).eval()
+            build = llama.build if "n_kv_head" in options else language.build
+            model: torch.nn.Module = build(seed=0, **options).eval()
             sample = torch.zeros(1, length, dtype=torch.int64)
         else:
             model, sample = vision.build(seed=0, download=False, **options).eval(), torch.empty(1, 3, length, length)

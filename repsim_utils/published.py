@@ -14,6 +14,8 @@ _NAMES = {  # experiments that the published table calls otherwise
     "task_overlap_vision": "vision_task_overlap",
     "dataset_overlap_language": "nanogpt_dataset_overlap",
     "task_overlap_language": "nanogpt_task_overlap",
+    "dataset_overlap_finetuned": "llm_dataset_overlap",
+    "task_overlap_finetuned": "llm_task_overlap",
     "adversarial_transfer": "adversarial_dataset_overlap adversarial_task_overlap",
 }
 

@@ -41,7 +41,7 @@ class Config(Protocol):
 
     @property
     def members(self) -> tuple[Any, ...]:
-        """Configurations of models that must be trained first."""
+        """Configurations of models that must be trained first; they may have `members` of their own."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The configuration as plain data."""
@@ -174,13 +174,17 @@ def _there(
     shared = str(store.root.resolve()), _mark(store.root)  # a scheduler may have other stores' runs, too
     models: dict[str, Any] = {}
     cells: dict[Any, int] = {}
+
+    def submit(member: Any) -> Any:
+        """The future of a model, after those of the models that it begins with."""
+        name = f"model-{key(member.model_dump(mode='json'))}-{shared[1]}"
+        if name not in models:
+            needed = [submit(earlier) for earlier in getattr(member, "members", ())]
+            models[name] = client.submit(_train_there, train, member, *shared, needed, key=name, pure=False)
+        return models[name]
+
     for i, config in configs.items():
-        members = [member for member in config.members if train is not None]
-        names = [f"model-{key(member.model_dump(mode='json'))}-{shared[1]}" for member in members]
-        for name, member in zip(names, members, strict=True):
-            if name not in models:
-                models[name] = client.submit(_train_there, train, member, *shared, key=name, pure=False)
-        needed = [models[name] for name in names]
+        needed = [submit(member) for member in config.members if train is not None]
         name = f"cell-{key(config.model_dump(mode='json'))}-{shared[1]}"
         cells[client.submit(_cell_there, function, config, *shared, needed, key=name, pure=False)] = i
     bar = tqdm(total=len(models) + len(cells), desc="models and cells", unit="run", disable=not progress)
@@ -227,7 +231,7 @@ def _stop_at_once(error: BaseException) -> None:
         raise error
 
 
-def _train_there(train: Callable[..., Any], member: Any, root: str, mark: str) -> None:
+def _train_there(train: Callable[..., Any], member: Any, root: str, mark: str, needed: list[None]) -> None:
     with _one_at_a_time:
         train(member, _shared_store(root, mark), progress=False)
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, task_only, vision
 from repsim_utils.experiments.common import Experiment
 
 
@@ -16,6 +16,12 @@ def _language(kind: language.Kind) -> Experiment:
     return Experiment(pairs, language.trained, language.measure_pair, language.size, language.SUMMARY, language.prepare)
 
 
+def _finetuned(kind: finetuned.Kind) -> Experiment:
+    pairs = partial(finetuned.pairs, kind=kind)
+    measure, prepare = changes.measure_pair, finetuned.prepare
+    return Experiment(pairs, finetuned.trained, measure, finetuned.size, changes.SUMMARY, prepare)
+
+
 EXPERIMENTS = {
     task_only.EXPERIMENT: Experiment(
         task_only.pairs, task_only.trained, task_only.measure_pair, task_only.size, ("metric", "overlap", "pair")
@@ -24,6 +30,9 @@ EXPERIMENTS = {
     vision.TASK: _vision(vision.TASK),
     language.DATASET: _language(language.DATASET),
     language.TASK: _language(language.TASK),
+    finetuned.DATASET: _finetuned(finetuned.DATASET),
+    finetuned.TASK: _finetuned(finetuned.TASK),
+    finetuned.GRID: _finetuned(finetuned.GRID),
     adversarial_transfer.EXPERIMENT: Experiment(
         adversarial_transfer.pairs,
         vision.trained,

@@ -100,9 +100,9 @@ def prepare(readers: Iterable[Reader]) -> None:
             )
 
 
-def library(reader: Reader) -> Library:
-    """The corpora of a run, if they are still those that it began with; a process reads them once."""
-    return _library(reader.text, reader.fingerprint)
+def library(run: Any) -> Library:
+    """The corpora of what has a `text` and its `fingerprint`, if they are still those; a process reads them once."""
+    return _library(run.text, run.fingerprint)
 
 
 @lru_cache(maxsize=4)

@@ -6,11 +6,13 @@ from repsim_utils.metrics.intervals import Interval, interval
 from repsim_utils.metrics.kernel import cka
 from repsim_utils.metrics.layers import LayerTable, layer_features, layerwise
 from repsim_utils.metrics.neighbors import cknna, cycle_knn, edit_distance_knn, lcs_knn, mutual_knn
+from repsim_utils.metrics.predictions import symmetric_kl
 from repsim_utils.metrics.reporting import report
 from repsim_utils.metrics.shape import procrustes, rsa
 from repsim_utils.metrics.streaming import StreamingCKA
 from repsim_utils.metrics.subspace import cca, pwcca, svcca
 from repsim_utils.metrics.suite import METRICS, PAPER, PUBLISHED, similarity
+from repsim_utils.metrics.updates import update_cosine, update_subspaces
 
 __all__ = [
     "METRICS",
@@ -39,4 +41,7 @@ __all__ = [
     "rsa",
     "similarity",
     "svcca",
+    "symmetric_kl",
+    "update_cosine",
+    "update_subspaces",
 ]

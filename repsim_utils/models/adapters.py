@@ -55,6 +55,14 @@ def learned(model: GPT) -> dict[str, Tensor]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def n_learned(shape: dict[str, Any], rank: int) -> int:
+    """How many numbers adapters of a rank have, on a model of a shape (see `repsim_utils.models.llama.build`)."""
+    width, hidden = shape["width"], shape["hidden"]
+    narrow = width // shape["n_head"] * shape["n_kv_head"]
+    sides = 2 * (width + width) + 2 * (width + narrow) + 3 * (width + hidden)
+    return shape["n_layer"] * rank * sides
+
+
 @torch.no_grad()
 def load(model: GPT, weights: dict[str, Tensor]) -> GPT:
     """Put what was `learned` into a model that has just been made ready for it in the same way."""
@@ -99,4 +107,4 @@ def _update(part: Any, before: Any) -> Update:
         left, right = part.lora_B[name].weight * part.scaling[name], part.lora_A[name].weight
     else:
         left, right = part.weight - before.weight, torch.eye(part.weight.shape[1])
-    return left.float().cpu(), right.float().cpu()
+    return left.detach().float().cpu(), right.detach().float().cpu()

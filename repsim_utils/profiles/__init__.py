@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, finetuned, language, task_only, vision
 from repsim_utils.experiments.common import single
 
 
@@ -74,6 +74,9 @@ class Profile(BaseModel):
     task_overlap_vision: vision.Settings
     dataset_overlap_language: language.Settings
     task_overlap_language: language.Settings
+    dataset_overlap_finetuned: finetuned.Settings
+    task_overlap_finetuned: finetuned.Settings
+    lora_grid: finetuned.Settings
     adversarial_transfer: adversarial_transfer.Settings
 
 

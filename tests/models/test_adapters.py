@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from repsim_utils.models import llama
-from repsim_utils.models.adapters import TARGETS, learned, load, updates, with_adapters, with_all_weights
+from repsim_utils.models.adapters import TARGETS, learned, load, n_learned, updates, with_adapters, with_all_weights
 from repsim_utils.store import Store
 from repsim_utils.training.language import Recipe, evaluate, train, whole, windows
 
@@ -86,6 +86,10 @@ def test_a_seed_gives_one_adapter_and_leaves_the_random_state_alone(base):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_adapters_have_as_many_weights_as_is_told(base):
+    assert n_learned(TINY, 4) == sum(weight.numel() for weight in learned(adapted(base)).values())
 
 
 def test_dropout_is_of_training_alone(base):

@@ -1,0 +1,204 @@
+"""What is measured on two fine-tuned models: how alike they are, and how alike is what fine-tuning changed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repsim_utils.experiments import reading
+from repsim_utils.experiments.common import similarities
+from repsim_utils.experiments.finetuned import Pair, base_of, realised_overlap, train_pair, trained
+from repsim_utils.metrics import similarity, symmetric_kl, update_cosine, update_subspaces
+from repsim_utils.models import adapters
+from repsim_utils.models.language import GPT
+from repsim_utils.models.vision import device
+from repsim_utils.store import Store, key
+from repsim_utils.training.language import at_once, evaluate, windows
+
+SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
+WHICH = ("first", "second")
+SUBSPACE = 4  # leading directions of a change that are compared, fewer where the rank is lower
+_KEPT = 8  # observations that a process remembers: the base and the first model are those of many cells
+_remembered: OrderedDict[tuple[str, bytes], Observed] = OrderedDict()
+
+
+class Observed(NamedTuple):
+    """What a model makes of windows of text.
+
+    Attributes
+    ----------
+    states : list of Tensor
+        For each layer, the embedding first, the mean over positions of hidden states, float32 (n, d).
+    losses : Tensor
+        Of every window, in nats a token, float32 (n,).
+    """
+
+    states: list[Tensor]
+    losses: Tensor
+
+
+@torch.no_grad()
+def observe(model: GPT, tokens: Tensor) -> Observed:
+    """Run a model over windows, int64 (n, t)."""
+    model.to(device()).eval()
+    states, losses = [], []
+    for batch in tokens.split(min(16, at_once(model))):
+        batch = batch.to(device())
+        found = model.body(batch, use_cache=False, output_hidden_states=True)
+        logits = model.logits(found.last_hidden_state[:, :-1]).float()
+        losses.append(F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(1).cpu())
+        states.append([state.float().mean(1).cpu() for state in found.hidden_states])
+    return Observed([torch.cat(layer) for layer in zip(*states, strict=True)], torch.cat(losses))
+
+
+def _observe_once(name: str, model: GPT, tokens: Tensor) -> Observed:
+    """`observe`, or what it gave the last time."""
+    what = name, tokens.numpy().tobytes()
+    if what not in _remembered:
+        _remembered[what] = observe(model, tokens)
+        while len(_remembered) > _KEPT:
+            _remembered.popitem(last=False)
+    _remembered.move_to_end(what)
+    return _remembered[what]
+
+
+def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
+    """How alike two fine-tuned models are, and how alike is what fine-tuning changed.
+
+    Parameters
+    ----------
+    pair : Pair
+    store : Store
+        Where models are looked for and kept.
+    progress : bool
+
+    Returns
+    -------
+    list of dict
+        One row a measurement: ``probe, view, metric, value``. The view is ``full`` (hidden states, as published),
+        ``change`` (of hidden states, from the base), ``predictions``, ``weights`` or ``training``. Further columns,
+        where they apply: ``n_probe``; ``layer`` (0: the embedding), where it is not the last or the mean of all;
+        ``null_mean, p_value``; ``step`` of losses during training.
+    """
+    first, second = train_pair(pair, store, progress=progress)
+    base = base_of(pair.first, store).to(device())
+    rows: list[dict[str, Any]] = []
+    of = pair.second if pair.pairing == "overlap" else pair.first
+    for name, tokens in reading.probes(of, pair.n_probe, pair.probe_corpora).items():
+        about = {"probe": name, "n_probe": len(tokens)}
+        names = [_named(pair.first.base), *(_named(member) for member in pair.members)]
+        seen = [_observe_once(n, m, tokens) for n, m in zip(names, (base, first, second), strict=True)]
+        measured = [
+            *_alike(pair, seen),
+            *_of_losses(seen),
+            *_of_predictions(base, first, second, tokens[: pair.n_predictions]),
+        ]
+        rows += [about | row for row in measured]
+    rows += _of_weights(base, first, second)
+    rows += [*_of_text(pair, first, second), *_of_training(pair, store)]
+    arm = pair.first
+    told: dict[str, Any] = {
+        "dataset": arm.dataset,
+        "probe": arm.dataset,
+        "architecture": pair.architecture,
+        "pairing": pair.pairing,
+        "seed": arm.seed,
+    }
+    told |= {"overlap": pair.overlap if pair.pairing == "overlap" else None}
+    told |= {"realised_overlap": realised_overlap(pair, store), "fingerprint": arm.fingerprint}
+    told |= {"rank": arm.lora.rank if arm.lora else None, "lr": arm.recipe.lr, "steps": arm.recipe.steps}
+    return [told | row for row in rows]
+
+
+def _named(model: Any) -> str:
+    return model if isinstance(model, str) else key(model.model_dump(mode="json"))
+
+
+def _alike(pair: Pair, seen: Sequence[Observed]) -> list[dict[str, Any]]:
+    """Similarity of hidden states, and of their changes; every metric in the last layer, CKA in all."""
+    base, first, second = (observed.states for observed in seen)
+    rows: list[dict[str, Any]] = []
+    for kind in ("full", "change"):
+        layers = list(zip(first, second, strict=True))
+        if kind == "change":
+            layers = [(x - b, y - b) for (x, y), b in zip(layers, base, strict=True)]
+        for i, (x, y) in enumerate(layers):
+            if min(float(x.std(0).sum()), float(y.std(0).sum())) == 0:
+                continue  # adapters do not change the embedding
+            if i == len(layers) - 1:
+                found = similarities(x, y, n_permutations=pair.n_permutations, seed=pair.first.seed)
+                rows += [{"view": kind} | row for row in found]
+            else:
+                rows.append({"view": kind, "metric": "cka", "layer": i, "value": similarity(x, y, ["cka"])["cka"]})
+    for which, states in zip(WHICH, (first, second), strict=True):
+        moved = float((states[-1] - base[-1]).norm() / base[-1].norm())
+        rows.append({"view": "change", "metric": f"change_size_{which}", "value": moved})
+    return rows
+
+
+def _of_losses(seen: Sequence[Observed]) -> list[dict[str, Any]]:
+    """Losses on a probe, and whether they changed on the same windows in both models."""
+    base, first, second = (observed.losses for observed in seen)
+    found = {"loss_base": base.mean(), "loss_first": first.mean(), "loss_second": second.mean()}
+    found["loss_change_correlation"] = torch.corrcoef(torch.stack([first - base, second - base]))[0, 1]
+    return [{"view": "predictions", "metric": name, "value": float(value)} for name, value in found.items()]
+
+
+@torch.no_grad()
+def _of_predictions(base: GPT, first: GPT, second: GPT, tokens: Tensor) -> list[dict[str, Any]]:
+    """Divergence between predictions, batch by batch: logits of whole probes would not fit into memory."""
+    sums = np.zeros(3)
+    for batch in tokens.split(min(4, at_once(base))):
+        zero, one, two = (model(batch.to(device())) for model in (base, first, second))
+        sums += np.array([symmetric_kl(one, two), symmetric_kl(zero, one), symmetric_kl(zero, two)]) * len(batch)
+    names = ("symmetric_kl", "symmetric_kl_base_first", "symmetric_kl_base_second")
+    values = zip(names, (sums / len(tokens)).tolist(), strict=True)
+    return [{"view": "predictions", "metric": name, "value": value} for name, value in values]
+
+
+def _of_weights(base: GPT, first: GPT, second: GPT) -> list[dict[str, Any]]:
+    """How alike the weights have changed: of each block, mean over its maps, and mean over blocks."""
+    blocks = []
+    for one, two in zip(adapters.updates(first, base), adapters.updates(second, base), strict=True):
+        found = []
+        for name in one:
+            left, right = one[name]
+            k = min(SUBSPACE, left.shape[0], *right.shape)
+            written, read = update_subspaces(one[name], two[name], k=k)
+            found.append([update_cosine(one[name], two[name]), written, read, 0, k / left.shape[0], k / right.shape[1]])
+        blocks.append(np.mean(found, 0))
+    rows = []
+    for layer, means in [(None, np.mean(blocks, 0)), *enumerate(blocks, 1)]:
+        for metric, value, chance in zip(("cosine", "written", "read"), means[:3], means[3:], strict=True):
+            row = {"view": "weights", "metric": f"update_{metric}", "value": float(value), "null_mean": float(chance)}
+            rows.append(row if layer is None else row | {"layer": layer})
+    return rows
+
+
+def _of_text(pair: Pair, first: GPT, second: GPT) -> list[dict[str, Any]]:
+    """Losses on text that only the first, only the second, both and none of the two were given."""
+    if pair.pairing != "overlap":
+        return []
+    rows = []
+    for share, parts in reading.shares(pair.second).items():
+        some = windows(reading.streams(pair.second, parts), pair.n_loss, pair.first.context)
+        for which, model in zip(WHICH, (first, second), strict=True):
+            rows.append({"view": "training", "metric": f"loss_on_{share}_{which}", "value": evaluate(model, some)})
+    return rows
+
+
+def _of_training(pair: Pair, store: Store) -> list[dict[str, Any]]:
+    """The curves of losses."""
+    rows = []
+    for which, member in zip(WHICH, pair.members, strict=True):
+        for point in trained(member, store, progress=False).record["curve"]:
+            for name in ("train", "validation"):
+                row = {"metric": f"{name}_curve_{which}", "value": point[name], "step": point["step"]}
+                rows.append({"view": "training"} | row)
+    return rows

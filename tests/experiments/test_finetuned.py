@@ -1,0 +1,229 @@
+"""Fine-tuned pairs: what they read, what is kept of them, and what is measured, on a tiny base of our own."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+
+from repsim_utils import metrics, profiles
+from repsim_utils.datasets.cache import DataError
+from repsim_utils.experiments import changes, finetuned, reading
+from repsim_utils.experiments.finetuned import DATASET, GRID, TASK, Settings, pairs, realised_overlap, tokens_read
+from repsim_utils.metrics import PAPER, PUBLISHED
+from repsim_utils.models import adapters, llama
+from repsim_utils.plan import plan
+from repsim_utils.store import Store
+from repsim_utils.sweep import sweep
+from tests.words import folders
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_kv_head": 1, "width": 16, "hidden": 32}
+TUNING = {"steps": 20, "batch_size": 8, "lr": 0.02, "evaluate_every": 10, "n_validation": 8}
+LORA = {"rank": 2, "alpha": 4}
+N_CHUNKS = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPSIM_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    return folders(tmp_path_factory.mktemp("six"), n=6, files=16)
+
+
+def settings(six, **changes):
+    values = {
+        "seeds": [0],
+        "overlaps": [0, 1],
+        "base": {"sources": six[3:5], "network": SHAPE, "recipe": TUNING},
+        "corpora": six[:2],
+        "divided": six[:1],
+        "vocabulary": 300,
+        "context": 16,
+        "arms": {"small": {"lora": LORA, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING}},
+        "n_probe": 40,
+        "n_loss": 8,
+        "n_predictions": 8,
+        "n_permutations": 19,
+    }
+    return Settings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def run(six, store):
+    arms = settings(six).model_dump()["arms"] | {
+        "large": {"lora": LORA, "recipe": TUNING | {"steps": 4}, "n_chunks": 8},
+        "all weights": {"lora": None, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING},
+    }
+    cells = pairs(settings(six, arms=arms, floor=six[5]), DATASET)
+    finetuned.prepare(cells)
+    return cells, sweep(changes.measure_pair, cells, store=store, progress=False)
+
+
+def of(cells, **wanted):
+    (cell,) = [cell for cell in cells if all(getattr(cell, name) == value for name, value in wanted.items())]
+    return cell
+
+
+def test_realised_overlap_is_of_what_was_really_read(run, store):
+    cells, table = run
+    found = {(c.architecture, c.pairing, c.overlap): realised_overlap(c, store) for c in cells}
+    for arm in ("small", "all weights"):  # each chunk is one window: 160 draws of 8 leave none out
+        assert found[arm, "overlap", 0.0] == 0 and found[arm, "overlap", 1.0] == 1
+    assert found["large", "overlap", 0.0] == 0 and 0 < found["large", "overlap", 1.0] < 0.7
+    assert found["large", "floor", 0.0] == 0
+    told = table[table.pairing == "overlap"].groupby(["architecture", "overlap"]).realised_overlap.first()
+    assert told.to_dict() == {(a, o): value for (a, p, o), value in found.items() if p == "overlap"}
+
+
+def test_the_log_names_the_windows_that_training_took(six, tmp_path, monkeypatch):
+    (cell, _) = pairs(settings(six), DATASET)
+    taken = []
+
+    def spy(streams, places, context):
+        taken.append(places)
+        return real(streams, places, context)
+
+    real = finetuned.training.take
+    store = Store(tmp_path)
+    finetuned.trained(cell.first.base, store, progress=False)
+    monkeypatch.setattr(finetuned.training, "take", spy)
+    record = finetuned.trained(cell.first, store, progress=False).record
+    assert record["read"] == np.concatenate(taken).tolist() and len(record["read"]) == 160
+    chunks = reading.split(cell.first).first
+    assert {start for _, start in record["read"]} == set(chunks[:, 0].tolist())
+    (read,) = tokens_read(cell.first, store).values()
+    assert read.sum() == 17 * N_CHUNKS / 2
+
+
+def test_the_base_is_kept_once_and_adapters_alone_beside_it(run, store):
+    cells, _ = run
+    cell = of(cells, architecture="small", pairing="overlap", overlap=0.0)
+    base = finetuned.base_of(cell.first, store)
+    n_base = sum(weight.numel() for weight in base.parameters())
+    kept = finetuned.trained(cell.first, store).weights()
+    assert sum(weight.numel() for weight in kept.values()) == adapters.n_learned(SHAPE, 2) < n_base
+    again = finetuned.trained(cell.first.base, store).weights()
+    assert all(torch.equal(weight, again[name]) for name, weight in base.named_parameters())
+    members = {member.model_dump_json() for cell in cells for member in (*cell.members, cell.first.base)}
+    assert len(list((store.root / "models").glob("*/record.json"))) == len(members) == 3 * (1 + 2 + 1) + 1
+
+
+def test_rows(run):
+    cells, table = run
+    assert not table.duplicated(["key", "probe", "view", "metric", "layer", "step"]).any()
+    assert set(table.view) == {"full", "change", "predictions", "weights", "training"}
+    assert table.value.notna().all() and set(table.probe) == {f"corpus{k}" for k in (0, 1, 3, 4, 5)}
+    last = table[table.layer.isna() & (table.probe == "corpus1") & table.p_value.notna()]
+    for view in ("full", "change"):
+        names = last[last.view == view].groupby("key").metric.apply(list)
+        assert len(names) == len(cells) and all(one == [*PAPER, *PUBLISHED.values()] for one in names)
+    layers = table[table.view.isin(["full", "change"]) & table.layer.notna()].groupby(["architecture", "view"]).layer
+    assert {name: set(found) for name, found in layers} == {
+        (arm, view): {1} if view == "change" and arm != "all weights" else {0, 1}
+        for arm in ("small", "large", "all weights")
+        for view in ("full", "change")
+    }  # adapters leave the embedding as it is
+    assert table[table.pairing == "floor"].overlap.isna().all()
+    assert set(table[table.architecture == "all weights"]["rank"].isna()) == {True}
+
+
+def test_values_are_those_of_the_models(run, store):
+    cells, table = run
+    cell = of(cells, architecture="small", pairing="overlap", overlap=1.0)
+    first, second = finetuned.train_pair(cell, store, progress=False)
+    base = finetuned.base_of(cell.first, store)
+    tokens = reading.probes(cell.second, 40)["corpus1"]
+    with torch.no_grad():
+        b, x, y = (model.body(tokens).last_hidden_state.mean(1) for model in (base, first, second))
+        logits = [model(tokens[:8]) for model in (first, second)]
+        loss = torch.nn.functional.cross_entropy(first(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    rows = table[(table.architecture == "small") & (table.pairing == "overlap") & (table.overlap == 1)]
+    rows = rows[rows.layer.isna() & (rows.probe == "corpus1")].set_index(["view", "metric"]).value
+    assert rows["full", "cka"] == pytest.approx(metrics.similarity(x, y, ["cka"])["cka"], abs=1e-4)
+    assert rows["change", "cka"] == pytest.approx(metrics.similarity(x - b, y - b, ["cka"])["cka"], abs=1e-3)
+    assert rows["predictions", "symmetric_kl"] == pytest.approx(metrics.symmetric_kl(*logits), rel=1e-3)
+    assert rows["predictions", "loss_first"] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_the_manipulation_took(run):
+    """A model knows what it was given, and not what only the other was given."""
+    _, table = run
+    rows = table[(table.architecture == "small") & (table.overlap == 0)].set_index("metric").value
+    for which, own, other in (("first", "first", "second"), ("second", "second", "first")):
+        assert rows[f"loss_on_{own}_only_{which}"] < rows[f"loss_on_{other}_only_{which}"]
+    with_all = table[(table.architecture == "small") & (table.overlap == 1)].metric
+    assert "loss_on_both_first" in set(with_all) and "loss_on_first_only_first" not in set(with_all)
+    assert "loss_on_neither_first" in set(with_all)
+
+
+def test_a_shared_beginning(six, store):
+    lora = LORA | {"shared_init": True}
+    arms = {"shared": {"lora": lora, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING}}
+    for cells, alike in ((pairs(settings(six, arms=arms), GRID), True), (pairs(settings(six), GRID), False)):
+        first, second = (finetuned._untrained(member, store)[0] for member in cells[0].members)
+        a, b = (next(w for n, w in adapters.learned(model).items() if "lora_A" in n) for model in (first, second))
+        assert torch.equal(a, b) == alike
+        assert cells[0].first.own_seed != cells[0].second.own_seed
+
+
+def test_task_overlap(six, store):
+    arms = {"all": {"lora": LORA, "recipe": TUNING}}
+    wanted = settings(six, corpora=six, divided=None, arms=arms, overlaps=[1 / 3], probe_corpora=1)
+    (cell,) = pairs(wanted, TASK)
+    table = sweep(changes.measure_pair, [cell], store=store, progress=False)
+    assert {reading.ALL, *reading.GROUPS} <= set(table.probe)
+    assert 0 < table.realised_overlap[0] < 1 / 2
+    assert {"loss_on_both_first", "loss_on_first_only_second", "loss_on_neither_second"} <= set(table.metric)
+
+
+def test_workers_train_the_base_before_what_is_tuned_on_it(six, tmp_path):
+    from repsim_utils import cluster
+
+    cells = pairs(settings(six), DATASET)
+    store = Store(tmp_path / "store")
+    with cluster.workers(2, None) as client:
+        there = sweep(changes.measure_pair, cells, train=finetuned.trained, store=store, client=client, progress=False)
+    assert len(list((store.root / "models").glob("*/record.json"))) == 4
+    here = sweep(changes.measure_pair, cells, store=Store(tmp_path / "other"), progress=False)
+    pd.testing.assert_series_equal(there.value, here.value, atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_be_is_told(six, monkeypatch, tmp_path):
+    with pytest.raises(ValidationError, match=r"base must be one of smollm2, llama-3.2-1b-instruct"):
+        settings(six, base="gpt-5")
+    with pytest.raises(ValidationError, match="floor must be a corpus that is not divided"):
+        settings(six, floor=six[0])
+    with pytest.raises(ValidationError, match=r"no architecture big; choose from small"):
+        settings(six, architectures=["big"])
+    monkeypatch.setenv("REPSIM_DATA", str(tmp_path))
+    llama.load.cache_clear()
+    with pytest.raises(DataError, match="`repsim models smollm2` fetches it"):
+        finetuned.prepare(pairs(settings(six, base="smollm2"), DATASET))
+
+
+def test_the_plan_of_the_paper():
+    """Llama-3.2 1B, 3B, 11B: parameters, and adapters of rank 32 on all seven maps."""
+    for name, parameters, kept in (
+        ("llama-3.2-1b-instruct", 1_235_814_400, 22_544_384),
+        ("llama-3.2-3b-instruct", 3_212_749_824, 48_627_712),
+        ("llama-3.2-11b-vision-instruct", 8_030_261_248, 83_886_080),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading.Text, "fingerprint", lambda self: "")
+            cells = pairs(profiles.load("paper", DATASET, base=name), DATASET)
+        (row,) = plan(cells, finetuned.size).to_dict("records")
+        assert (row["cells"], row["models"], row["parameters"]) == (24, 28, parameters)
+        assert row["disk_gb"] == pytest.approx(28 * kept * 4 / 1e9)
+        assert json.loads(cells[0].first.model_dump_json())["text"]["tokenizer"] == "llama-3.2"
