@@ -24,7 +24,7 @@ from repsim_utils.training.language import at_once, evaluate, windows
 SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
 WHICH = ("first", "second")
 SUBSPACE = 4  # leading directions of a change that are compared, fewer where the rank is lower
-_KEPT = 8  # observations that a process remembers: the base and the first model are those of many cells
+_KEPT = 32  # observations that a process remembers: the base and the first model are those of many cells
 _remembered: OrderedDict[tuple[str, bytes], Observed] = OrderedDict()
 
 

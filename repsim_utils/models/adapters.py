@@ -32,7 +32,7 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     Returns
     -------
     GPT
-        Only A and B can learn.
+        Only A and B can learn; they are in float32, whatever the base is in.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -42,6 +42,8 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, model.body)
+    for weight in learned(model).values():
+        weight.data = weight.data.float()  # small steps need more digits than bfloat16 has
     return model
 
 

@@ -92,6 +92,13 @@ def test_adapters_have_as_many_weights_as_is_told(base):
     assert n_learned(TINY, 4) == sum(weight.numel() for weight in learned(adapted(base)).values())
 
 
+def test_a_base_in_bfloat16_learns_in_float32(base):
+    model, seen = tuned(adapted(base.to(torch.bfloat16)))
+    assert {weight.dtype for weight in learned(model).values()} == {torch.float32}
+    assert model(TOKENS).dtype == torch.bfloat16
+    assert evaluate(model, seen) < evaluate(base, seen)
+
+
 def test_dropout_is_of_training_alone(base):
     model, _ = tuned(adapted(base, dropout=0.5))
     assert torch.equal(model(TOKENS), model(TOKENS))
