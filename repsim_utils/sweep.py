@@ -231,7 +231,7 @@ def _stop_at_once(error: BaseException) -> None:
         raise error
 
 
-def _train_there(train: Callable[..., Any], member: Any, root: str, mark: str, needed: Any = ()) -> None:
+def _train_there(train: Callable[..., Any], member: Any, root: str, mark: str, needed: list[None]) -> None:
     with _one_at_a_time:
         train(member, _shared_store(root, mark), progress=False)
 

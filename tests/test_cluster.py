@@ -158,7 +158,7 @@ def test_a_failed_model_fails_its_cells_with_one_traceback(client, store):
 
 
 def test_a_store_that_a_worker_does_not_see_is_refused(client, tmp_path):
-    task = client.submit(_train_there, tiny.train, CELLS[0].first, str(tmp_path), "no-such-mark", pure=False)
+    task = client.submit(_train_there, tiny.train, CELLS[0].first, str(tmp_path), "no-such-mark", [], pure=False)
     with pytest.raises(StoreError, match=r"does not see the store .*: name a folder, with --store"):
         task.result()
 

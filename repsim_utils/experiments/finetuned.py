@@ -26,7 +26,6 @@ from repsim_utils.experiments.common import (
 from repsim_utils.experiments.reading import Reader, Source, Sources, Text
 from repsim_utils.models import adapters, llama
 from repsim_utils.models.language import GPT
-from repsim_utils.overlap import split_by_corpus
 from repsim_utils.plan import Size
 from repsim_utils.store import Run, Store
 from repsim_utils.training import language as training
@@ -198,32 +197,26 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     DataError
         If a corpus is a folder that cannot be read.
     """
-    divided = settings.divided or settings.corpora
-    if kind == TASK:
-        split_by_corpus(divided, 0.0, seed=0)
+    by: Literal["chunk", "corpus"] = "corpus" if kind == TASK else "chunk"
+    parts = reading.divisions(settings.divided or settings.corpora, by)
     about: dict[str, Any] = {"text": settings.text, "fingerprint": settings.text.fingerprint()}
     own = settings.base
     base = own if isinstance(own, str) else Base(**about, context=settings.context, pretraining=own)
-    common = about | {"base": base, "length": settings.context, "by": "corpus" if kind == TASK else "chunk"}
+    common = about | {"base": base, "length": settings.context, "by": by}
     names = {"n_probe", "probe_corpora", "n_loss", "n_predictions", "n_permutations"}
     measured: dict[str, Any] = settings.model_dump(include=names)
     cells = []
-    for part in [divided] if kind == TASK else [(source,) for source in divided]:
+    for part in parts:
         for name in settings.architectures or settings.arms:
             arm = settings.arms[name]
             tuning = common | {"divided": part} | {k: v for k, v in dict(arm).items() if k != "overlaps"}
             for seed in settings.seeds:
-                first = Member(which=1, overlap=0.0, seed=seed, **tuning)  # the same at every overlap: tuned once
-                others = [
-                    ("overlap", x, Member(which=2, overlap=x, seed=seed, **tuning))
-                    for x in arm.overlaps or settings.overlaps
-                ]
+                told: dict[str, Any] = measured | {"kind": kind, "architecture": name}
+                found = reading.couples(Member, arm.overlaps or settings.overlaps, seed=seed, **tuning)
+                cells += [Pair(overlap=x, first=first, second=second, **told) for x, first, second in found]
                 if settings.floor is not None and kind != TASK:
-                    alien = tuning | {"divided": (settings.floor,)}
-                    others.append(("floor", 0.0, Member(which=2, overlap=0.0, seed=seed, **alien)))
-                for pairing, overlap, second in others:
-                    told: dict[str, Any] = {"kind": kind, "architecture": name, "pairing": pairing, "overlap": overlap}
-                    cells.append(Pair(**told, first=first, second=second, **measured))
+                    alien = found[0][2].model_copy(update={"overlap": 0.0, "divided": (settings.floor,)})
+                    cells.append(Pair(pairing="floor", overlap=0.0, first=found[0][1], second=alien, **told))
     return cells
 
 

@@ -26,7 +26,6 @@ from repsim_utils.features import represent_text
 from repsim_utils.metrics import PAPER, similarity
 from repsim_utils.models import language as models
 from repsim_utils.models.language import GPT, build
-from repsim_utils.overlap import split_by_corpus
 from repsim_utils.plan import Size
 from repsim_utils.store import Run, Store
 from repsim_utils.training import language as training
@@ -147,21 +146,17 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     DataError
         If a corpus is a folder that cannot be read.
     """
-    divided = settings.divided or settings.corpora
-    if kind == TASK:
-        split_by_corpus(divided, 0.0, seed=0)
+    by: Literal["chunk", "corpus"] = "chunk" if kind == DATASET else "corpus"
+    parts = reading.divisions(settings.divided or settings.corpora, by)
     common: dict[str, Any] = settings.model_dump(include={"n_tokens", "n_chunks"})
-    common |= {"by": "chunk" if kind == DATASET else "corpus", "text": settings.text}
-    common |= {"fingerprint": settings.text.fingerprint()}
+    common |= {"by": by, "text": settings.text, "fingerprint": settings.text.fingerprint()}
     measured = settings.model_dump(include={"n_probe", "probe_corpora", "n_permutations"})
     cells = []
-    for part in [(source,) for source in divided] if kind == DATASET else [divided]:
+    for part in parts:
         for name in settings.architectures or settings.models:
             common |= {"divided": part} | dict(settings.models[name])
             for seed in settings.seeds:
-                first = Member(which=1, overlap=0.0, seed=seed, **common)  # the same at every overlap: trained once
-                for overlap in settings.overlaps:
-                    second = Member(which=2, overlap=overlap, seed=seed, **common)
+                for overlap, first, second in reading.couples(Member, settings.overlaps, seed=seed, **common):
                     cells.append(
                         Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
                     )

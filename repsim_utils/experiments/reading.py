@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -80,6 +80,29 @@ class Reader(Frozen):
     def dataset(self) -> str:
         """What tables call what the pair divides."""
         return text.name_of(self.divided[0]) if self.by == "chunk" else f"{len(self.divided)}_corpora"
+
+
+Some = TypeVar("Some", bound=Reader)
+
+
+def divisions(sources: Sequence[str], by: Literal["chunk", "corpus"]) -> list[tuple[str, ...]]:
+    """What pairs divide, in turn: each corpus by chunks, or all corpora among the two models.
+
+    Raises
+    ------
+    ValueError
+        If corpora that two models divide are odd in number, or fewer than two.
+    """
+    if by == "chunk":
+        return [(source,) for source in sources]
+    split_by_corpus(sources, 0.0, seed=0)
+    return [tuple(sources)]
+
+
+def couples(kind: type[Some], overlaps: Iterable[float], **common: Any) -> list[tuple[float, Some, Some]]:
+    """Two models at each overlap; the first is the same at all of them, and so trained once."""
+    first = kind(which=1, overlap=0.0, **common)
+    return [(overlap, first, kind(which=2, overlap=overlap, **common)) for overlap in overlaps]
 
 
 def prepare(readers: Iterable[Reader]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repsim_utils.models import seeded
 from repsim_utils.models.language import GPT
 
 VERSION = 1  # raised when the same arguments and seed give other adapters
@@ -27,7 +28,7 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     dropout : float
         Of what A reads.
     seed : int
-        Of A; B begins at zero, so that nothing is changed yet. The CPU's global random state is left alone.
+        Of A; B begins at zero, so that nothing is changed yet. The global random state is left alone.
 
     Returns
     -------
@@ -39,8 +40,7 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS))
     shared = {id(weight): weight for weight in base.parameters()}
     model = copy.deepcopy(base, shared).requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         inject_adapter_in_model(config, model.body)
     for weight in learned(model).values():
         weight.data = weight.data.float()  # small steps need more digits than bfloat16 has
@@ -77,11 +77,8 @@ def load(model: GPT, weights: dict[str, Tensor]) -> GPT:
     return model
 
 
-Update = tuple[Tensor, Tensor]
-
-
 @torch.no_grad()
-def updates(model: GPT, base: GPT) -> list[dict[str, Update]]:
+def updates(model: GPT, base: GPT) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """What fine-tuning added to the linear maps of every block, as products of two matrices.
 
     Returns
@@ -92,18 +89,12 @@ def updates(model: GPT, base: GPT) -> list[dict[str, Update]]:
     """
     found = []
     for block, before in zip(model.body.layers, base.body.layers, strict=True):
-        maps = {name.rpartition(".")[2]: part for name, part in before.named_modules()}
-        learners = dict(block.named_modules())
-        one = {}
-        for name, part in learners.items():
-            short = name.rpartition(".")[2]
-            if short in TARGETS:
-                one[short] = _update(part, maps[short])
-        found.append(one)
+        here, there = ({name.rpartition(".")[2]: map_ for name, map_ in b.named_modules()} for b in (block, before))
+        found.append({name: _update(here[name], there[name]) for name in TARGETS})
     return found
 
 
-def _update(part: Any, before: Any) -> Update:
+def _update(part: Any, before: Any) -> tuple[Tensor, Tensor]:
     if hasattr(part, "lora_A"):
         (name,) = part.lora_A
         left, right = part.lora_B[name].weight * part.scaling[name], part.lora_A[name].weight

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repsim_utils.models import seeded
+
 VERSION = 1  # raised when the same arguments and seed give another network
 
 
@@ -95,8 +97,7 @@ def build(
         eos_token_id=None,
     )
     config._attn_implementation = "sdpa"
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone
+    with seeded(seed):
         return GPT(GPT2Model(config))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from repsim_utils.datasets import cache
 from repsim_utils.datasets.cache import DataError
+from repsim_utils.models import seeded
 from repsim_utils.models.language import GPT
 
 VERSION = 1  # raised when the same arguments and seed give another network
@@ -55,7 +56,7 @@ def build(
     vocabulary : int
         Number of tokens.
     seed : int
-        Of the initial weights; the CPU's global random state is left alone.
+        Of the initial weights; the global random state is left alone.
     n_layer, n_head, n_kv_head : int
         Blocks, heads of each, and heads that have keys and values of their own, which divide the others.
     width, hidden : int
@@ -85,8 +86,7 @@ def build(
         pad_token_id=None,
     )
     config._attn_implementation = "sdpa"
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         head = None if tied else torch.nn.Linear(width, vocabulary, bias=False)
         return GPT(LlamaModel(config), head)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from repsim_utils import RepsimError
+from repsim_utils.models import seeded
 
 VERSION = 1  # raised when the same name and seed give another network
 SMALL = ("small_resnet", "small_vit")
@@ -154,8 +155,7 @@ def build(
         raise ValueError(f"width, depth and n_classes must be positive, got {width}, {depth} and {n_classes}")
     if pretrained and (name in SMALL or stem == "cifar"):
         raise ValueError(f"there are no pretrained weights for {name} with the {stem} stem")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone
+    with seeded(seed):
         if name == "small_resnet":
             model = Classifier(_SmallResNet(width, depth), 4 * width, n_classes)
         elif name == "small_vit":
