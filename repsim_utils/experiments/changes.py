@@ -24,6 +24,8 @@ from repsim_utils.training.language import at_once, evaluate, windows
 SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
 WHICH = ("first", "second")
 SUBSPACE = 4  # leading directions of a change that are compared, fewer where the rank is lower
+SHUFFLED = ("cka", "cknna", "mutual_knn")  # metrics of which it is asked how low unrelated changes could bring them
+N_SHUFFLES = 20
 _KEPT = 32  # observations that a process remembers: the base and the first model are those of many cells
 _remembered: OrderedDict[tuple[str, bytes], Observed] = OrderedDict()
 
@@ -35,11 +37,14 @@ class Observed(NamedTuple):
     ----------
     states : list of Tensor
         For each layer, the embedding first, the mean over positions of hidden states, float32 (n, d).
+    last_token : Tensor
+        The last hidden state of the last position alone, float32 (n, d).
     losses : Tensor
         Of every window, in nats a token, float32 (n,).
     """
 
     states: list[Tensor]
+    last_token: Tensor
     losses: Tensor
 
 
@@ -47,14 +52,15 @@ class Observed(NamedTuple):
 def observe(model: GPT, tokens: Tensor) -> Observed:
     """Run a model over windows, int64 (n, t)."""
     model.to(device()).eval()
-    states, losses = [], []
+    states, last, losses = [], [], []
     for batch in tokens.split(min(16, at_once(model))):
         batch = batch.to(device())
         found = model.body(batch, use_cache=False, output_hidden_states=True)
         logits = model.logits(found.last_hidden_state[:, :-1]).float()
         losses.append(F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(1).cpu())
         states.append([state.float().mean(1).cpu() for state in found.hidden_states])
-    return Observed([torch.cat(layer) for layer in zip(*states, strict=True)], torch.cat(losses))
+        last.append(found.last_hidden_state[:, -1].float().cpu())
+    return Observed([torch.cat(layer) for layer in zip(*states, strict=True)], torch.cat(last), torch.cat(losses))
 
 
 def _observe_once(name: str, model: GPT, tokens: Tensor) -> Observed:
@@ -96,6 +102,8 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         seen = [_observe_once(n, m, tokens) for n, m in zip(names, (base, first, second), strict=True)]
         measured = [
             *_alike(pair, seen),
+            *_read_otherwise(seen),
+            *_if_unrelated(seen, pair.first.seed),
             *_of_losses(seen),
             *_of_predictions(base, first, second, tokens[: pair.n_predictions]),
         ]
@@ -140,6 +148,47 @@ def _alike(pair: Pair, seen: Sequence[Observed]) -> list[dict[str, Any]]:
         moved = float((states[-1] - base[-1]).norm() / base[-1].norm())
         rows.append({"view": "change", "metric": f"change_size_{which}", "value": moved})
     return rows
+
+
+def _read_otherwise(seen: Sequence[Observed]) -> list[dict[str, Any]]:
+    """CKA of other readings of the last layer: unclamped, of the last token alone, without the leading direction."""
+    base, first, second = (observed.states[-1] for observed in seen)
+    zero, one, two = (observed.last_token for observed in seen)
+    _, spread, directions = torch.linalg.svd(base - base.mean(0), full_matrices=False)
+    leading = directions[:1]
+    pairs = {
+        ("full", "cka_last_token"): (one, two),
+        ("full", "cka_without_leading"): (first - first @ leading.T @ leading, second - second @ leading.T @ leading),
+        ("change", "cka_last_token"): (one - zero, two - zero),
+    }
+    rows = [
+        {"view": view, "metric": name, "value": similarity(x, y, ["cka"])["cka"]}
+        for (view, name), (x, y) in pairs.items()
+    ]
+    plain = {"full": (first, second), "change": (first - base, second - base)}
+    rows += [
+        {"view": view, "metric": "cka_unclamped", "value": similarity(x, y, ["cka"], preprocess=None)["cka"]}
+        for view, (x, y) in plain.items()
+    ]
+    share = float(spread[0].square() / spread.square().sum())
+    return [*rows, {"view": "full", "metric": "leading_share_base", "value": share}]
+
+
+def _if_unrelated(seen: Sequence[Observed], seed: int) -> list[dict[str, Any]]:
+    """How alike the last layer would be, had the models changed as much as they did but in unrelated ways.
+
+    The second model's changes are given to other windows than their own: as large as they were, on the same base.
+    """
+    base, first, second = (observed.states[-1] for observed in seen)
+    rng = np.random.default_rng(seed)
+    found = [
+        similarity(first, base + (second - base)[torch.from_numpy(rng.permutation(len(base)))], SHUFFLED)
+        for _ in range(N_SHUFFLES)
+    ]
+    return [
+        {"view": "full", "metric": f"{name}_unrelated", "value": float(np.mean([one[name] for one in found]))}
+        for name in SHUFFLED
+    ]
 
 
 def _of_losses(seen: Sequence[Observed]) -> list[dict[str, Any]]:

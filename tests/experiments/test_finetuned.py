@@ -155,6 +155,44 @@ def test_values_are_those_of_the_models(run, store):
     assert rows["change", "cka"] == pytest.approx(metrics.similarity(x - b, y - b, ["cka"])["cka"], abs=1e-3)
     assert rows["predictions", "symmetric_kl"] == pytest.approx(metrics.symmetric_kl(*logits), rel=1e-3)
     assert rows["predictions", "loss_first"] == pytest.approx(float(loss), abs=1e-4)
+    with torch.no_grad():
+        b, x, y = (model.body(tokens).last_hidden_state[:, -1] for model in (base, first, second))
+    assert rows["full", "cka_last_token"] == pytest.approx(metrics.similarity(x, y, ["cka"])["cka"], abs=1e-4)
+    last = metrics.similarity(x - b, y - b, ["cka"])["cka"]
+    assert rows["change", "cka_last_token"] == pytest.approx(last, abs=1e-3)
+
+
+def observed(states):
+    return changes.Observed([states], states, torch.zeros(len(states)))
+
+
+def test_unrelated_changes_are_those_of_models_that_share_only_the_base():
+    rng = torch.Generator().manual_seed(0)
+    base, one, two = torch.randn(3, 200, 8, generator=rng)
+    first = observed(base + 0.7 * one)
+    for change, related in ((two, False), (one, True)):
+        seen = [observed(base), first, observed(base + 0.7 * change)]
+        told = {row["metric"]: row["value"] for row in changes._if_unrelated(seen, 0)}
+        for name in changes.SHUFFLED:
+            found = metrics.similarity(seen[1].states[0], seen[2].states[0], [name])[name]
+            if related:
+                assert told[f"{name}_unrelated"] < 0.9 < found
+            else:
+                assert told[f"{name}_unrelated"] == pytest.approx(found, abs=0.05)
+
+
+def test_a_leading_direction_hides_the_rest():
+    """Two models alike in one large direction and in nothing else."""
+    rng = torch.Generator().manual_seed(0)
+    base, one, two = torch.randn(3, 200, 8, generator=rng)
+    base[:, 0] *= 20
+    one[:, 0] = two[:, 0] = base[:, 0]
+    seen = [observed(base), observed(one), observed(two)]
+    told = {(row["view"], row["metric"]): row["value"] for row in changes._read_otherwise(seen)}
+    assert told["full", "leading_share_base"] > 0.9
+    assert told["full", "cka_unclamped"] > 0.95 and told["full", "cka_without_leading"] < 0.2
+    by_hand = metrics.cka(one, two)
+    assert told["full", "cka_unclamped"] == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_the_manipulation_took(run):
