@@ -45,13 +45,17 @@ class Document(NamedTuple):
 
 
 class Hub(NamedTuple):
-    """A data set of the Hugging Face hub: its files, and the column that holds the text."""
+    """A data set of the Hugging Face hub: its files, and the column that holds the text.
+
+    Where the text answers a question, the column `question` may be read before it: as pairs to fine-tune on.
+    """
 
     path: str
     column: str
     config: str | None = None
     split: str = "train"
     data_files: str | None = None
+    question: str | None = None
 
 
 HUB = {
@@ -60,6 +64,7 @@ HUB = {
     "tiny-webtext": Hub("nampdn-ai/tiny-webtext", "bot", data_files="train/en/*.parquet"),
     "tiny-textbooks": Hub("nampdn-ai/tiny-textbooks", "textbook"),
     "tiny-codes": Hub("nampdn-ai/tiny-codes", "response"),
+    "tiny-codes-pairs": Hub("nampdn-ai/tiny-codes", "response", question="prompt"),
     "wikitext": Hub("Salesforce/wikitext", "text", config="wikitext-103-raw-v1"),
 }
 
@@ -275,7 +280,8 @@ def _of_hub(name: str, hub: Hub) -> Iterator[Document]:
         else:
             options = {"name": hub.config, "split": hub.split, "data_files": hub.data_files, "streaming": True}
             rows = datasets.load_dataset(hub.path, token=os.environ.get("HF_TOKEN"), **options)
-        texts = (_cell(row, hub.column, name) for row in rows)
+        columns = [column for column in (hub.question, hub.column) if column is not None]
+        texts = ("\n\n".join(_cell(row, column, name) for column in columns) for row in rows)
         for i, text in enumerate(_articles(texts) if name == "wikitext" else texts):
             yield Document(f"{name}/{i}", text)
     except RepsimError:

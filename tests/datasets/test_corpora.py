@@ -23,6 +23,7 @@ COLUMNS = {  # of each data set on the hub, as its page lists them
     ],
     "wikitext": ["text"],
 }  # fmt: skip
+COLUMNS["tiny-codes-pairs"] = COLUMNS["tiny-codes"]
 
 
 @pytest.fixture
@@ -47,6 +48,8 @@ def offline(monkeypatch):
 def place(data, name, texts, column=None):
     """A stand-in for a data set of the hub, in the layout of its columns."""
     columns = {each: [f"not {each}"] * len(texts) for each in COLUMNS[name]} | {column or HUB[name].column: texts}
+    if HUB[name].question is not None:
+        columns[HUB[name].question] = [f"Question {i}?" for i in range(len(texts))]
     (data / "hub" / name).mkdir(parents=True)
     pd.DataFrame(columns).to_parquet(data / "hub" / name / "train-00000-of-00001.parquet")
 
@@ -136,7 +139,8 @@ def test_what_is_no_corpus_is_told(tmp_path):
 def test_each_data_set_of_the_hub_in_its_own_columns(name, data):
     texts = [f"Text {i} of {name}." for i in range(5)]
     place(data, name, texts)
-    assert [document.text for document in documents(name)] == texts
+    asked = [f"Question {i}?\n\n" if name == "tiny-codes-pairs" else "" for i in range(5)]
+    assert [document.text for document in documents(name)] == [q + text for q, text in zip(asked, texts, strict=True)]
     assert len(fingerprint(name)) == 16 and fingerprint(name) == fingerprint(name)
 
 
