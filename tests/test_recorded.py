@@ -6,18 +6,20 @@ import re
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import adversarial_transfer, language, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, task_only, vision
 from repsim_utils.files import data_folder
 from repsim_utils.metrics import PAPER
+from repsim_utils.models import llama
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
+FINETUNED = [finetuned.DATASET]
 FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
     sweeps = [f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("language", "vision")]
-    assert sorted(["adversarial_transfer", "task_only", *sweeps]) == FILES
+    assert sorted(["adversarial_transfer", "task_only", *sweeps, *FINETUNED]) == FILES
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -107,12 +109,13 @@ def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
 LANGUAGE = [language.DATASET, language.TASK]
 
 
-def as_recorded(kind, monkeypatch, **changes):
+def as_recorded(kind, monkeypatch, **wanted):
     """Cells of the laptop profile on the text of the recorded run, whatever is installed here."""
     (read,) = published.recorded(kind).fingerprint.unique()
     with monkeypatch.context() as patch:
         patch.setattr(language.Text, "fingerprint", lambda self: read)
-        return language.pairs(profiles.load("laptop", kind, **changes), kind)
+        pairs = finetuned.pairs if kind in FINETUNED else language.pairs
+        return pairs(profiles.load("laptop", kind, **wanted), kind)
 
 
 def last_layer(kind, metrics=("cka",)):
@@ -186,6 +189,92 @@ def test_a_cell_on_overlap_in_language_comes_out_again(kind, store, monkeypatch)
     far |= {name: 0.15 for name in both.metric.unique() if "loss" in name or "curve" in name}
     for row in both[both.metric.isin(far)].itertuples():
         assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.metric, row.layer)
+
+
+def tuned(kind, view, metric, **wanted):
+    """Recorded rows of fine-tuned pairs: last layer, or all weights, on held-out text of what they divide."""
+    table = published.recorded(kind)
+    table = table[(table["view"] == view) & (table.metric == metric) & (table.probe == table.dataset)]
+    for name, value in ({"pairing": "overlap"} | wanted).items():
+        table = table[table[name] == value]
+    return table[table.layer.isna() & table.step.isna()]
+
+
+@pytest.mark.parametrize("kind", FINETUNED)
+def test_fine_tuning_is_the_laptop_profile_of_this_code(kind, monkeypatch):
+    table = published.recorded(kind)
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in as_recorded(kind, monkeypatch)}
+    assert set(table["profile"]) == {"laptop"}
+    assert not table.duplicated(["key", "probe", "view", "metric", "layer", "step"]).any()
+    assert table["seed"].nunique() == (4 if kind == finetuned.TASK else 8)
+
+
+def test_overlap_comes_out_on_a_small_corpus_alone_and_only_there_models_know_their_text():
+    table = published.recorded(finetuned.DATASET)
+    whole = table[table.overlap == 1].groupby("architecture").realised_overlap.mean()
+    assert whole["small_corpus"] > 0.9 and whole["large_corpus"] < 0.06
+    assert (table[table.overlap == 0].realised_overlap == 0).all()
+    mean = table[table.overlap == 0].groupby(["architecture", "metric"]).value.mean()
+    for which, other in (("first", "second"), ("second", "first")):
+        gap = {
+            a: mean[a, f"loss_on_{other}_only_{which}"] - mean[a, f"loss_on_{which}_only_{which}"] for a in whole.index
+        }
+        assert gap["small_corpus"] > 0.5 and abs(gap["large_corpus"]) < 0.15
+
+
+def ends(view, metric, arm):
+    """Intervals over seeds at overlap 0 and at overlap 1."""
+    return analysis.mean_interval(tuned(finetuned.DATASET, view, metric, architecture=arm)).set_index("overlap")
+
+
+def test_the_puzzle():
+    """CKA of full representations is near its ceiling at every overlap, and flat where the corpus is large."""
+    everywhere = tuned(finetuned.DATASET, "full", "cka")
+    assert everywhere.groupby(["architecture", "overlap"]).value.mean().min() > 0.97
+    large = analysis.trend(everywhere[everywhere.architecture == "large_corpus"])
+    assert large.low < 0 < large.high
+
+
+@pytest.mark.parametrize(
+    ("view", "metric"),
+    [
+        ("full", "cka"),
+        ("full", "mutual_knn"),
+        ("change", "cka"),
+        ("change", "mutual_knn"),
+        ("weights", "update_cosine"),
+        ("weights", "update_written"),
+        ("predictions", "symmetric_kl"),
+        ("predictions", "loss_change_correlation"),
+    ],
+)
+def test_what_tells_overlap_0_from_1_where_it_came_out(view, metric):
+    small = ends(view, metric, "small_corpus")
+    low, high = (0, 1) if metric != "symmetric_kl" else (1, 0)
+    assert small.high[low] < small.low[high]
+
+
+@pytest.mark.parametrize("kind", FINETUNED)
+def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
+    """Everything in common, seed 0; of SmolLM2 where it has been fetched, of the grid always."""
+    table = published.recorded(kind)
+    arm = "rank 16" if kind == finetuned.GRID else "small_corpus"
+    settings = profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=[arm], floor=None)
+    if kind == finetuned.DATASET and not (llama.place("smollm2") / "model.safetensors").is_file():
+        pytest.skip("SmolLM2 is not here: `repsim models smollm2` fetches it")
+    (cell,) = finetuned.pairs(settings, kind)
+    if not os.environ.get("CI") and cell.first.fingerprint not in set(table.fingerprint):
+        pytest.skip("other versions of packages are installed: their text is not that of the recorded run")
+    again = sweep(changes.measure_pair, [cell], store=store, progress=False)
+    then = table[table["key"] == key(cell.model_dump(mode="json"))]
+    index = ["probe", "view", "metric", "layer", "step"]
+    both = again.merge(then, on=index, suffixes=("", "_then"), validate="one_to_one")
+    assert len(both) == len(again) == len(then)
+    assert both.realised_overlap.to_numpy() == pytest.approx(both.realised_overlap_then.to_numpy(), abs=1e-6)
+    for row in both[
+        both.metric.isin(["cka", "unbiased_cka", "mutual_knn", "update_cosine", "loss_first"])
+    ].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=0.05), (row.probe, row.view, row.metric, row.layer)
 
 
 MAIN = profiles.load("laptop", "adversarial_transfer").attacks()[0]
