@@ -93,22 +93,24 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         ``null_mean, p_value``; ``step`` of losses during training.
     """
     first, second = train_pair(pair, store, progress=progress)
-    base = base_of(pair.first, store).to(device())
+    bases = [base_of(member, store).to(device()) for member in pair.members]
     rows: list[dict[str, Any]] = []
     of = pair.second if pair.pairing == "overlap" else pair.first
     for name, tokens in reading.probes(of, pair.n_probe, pair.probe_corpora).items():
         about = {"probe": name, "n_probe": len(tokens)}
-        names = [_named(pair.first.base), *(_named(member) for member in pair.members)]
-        seen = [_observe_once(n, m, tokens) for n, m in zip(names, (base, first, second), strict=True)]
+        before = [_observe_once(_named(m.base), base, tokens) for m, base in zip(pair.members, bases, strict=True)]
+        after = [
+            _observe_once(_named(m), model, tokens) for m, model in zip(pair.members, (first, second), strict=True)
+        ]
         measured = [
-            *_alike(pair, seen),
-            *_read_otherwise(seen),
-            *_if_unrelated(seen, pair.first.seed),
-            *_of_losses(seen),
-            *_of_predictions(base, first, second, tokens[: pair.n_predictions]),
+            *_alike(pair, before, after),
+            *_read_otherwise(before, after),
+            *_if_unrelated(before, after, pair.first.seed),
+            *_of_losses(before, after),
+            *_of_predictions(bases, (first, second), tokens[: pair.n_predictions]),
         ]
         rows += [about | row for row in measured]
-    rows += _of_weights(base, first, second)
+    rows += _of_weights(bases, (first, second))
     rows += [*_of_text(pair, first, second), *_of_training(pair, store)]
     arm = pair.first
     told: dict[str, Any] = {
@@ -128,58 +130,68 @@ def _named(model: Any) -> str:
     return model if isinstance(model, str) else key(model.model_dump(mode="json"))
 
 
-def _alike(pair: Pair, seen: Sequence[Observed]) -> list[dict[str, Any]]:
+def _alike(pair: Pair, before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
     """Similarity of hidden states, and of their changes; every metric in the last layer, CKA in all."""
-    base, first, second = (observed.states for observed in seen)
+    states = [observed.states for observed in after]
+    moves = [
+        [h - h0 for h, h0 in zip(new.states, old.states, strict=True)] for new, old in zip(after, before, strict=True)
+    ]
     rows: list[dict[str, Any]] = []
-    for kind in ("full", "change"):
-        layers = list(zip(first, second, strict=True))
-        if kind == "change":
-            layers = [(x - b, y - b) for (x, y), b in zip(layers, base, strict=True)]
-        for i, (x, y) in enumerate(layers):
+    for kind, (first, second) in (("full", states), ("change", moves)):
+        for i, (x, y) in enumerate(zip(first, second, strict=True)):
             if min(float(x.std(0).sum()), float(y.std(0).sum())) == 0:
                 continue  # adapters do not change the embedding
-            if i == len(layers) - 1:
+            if i == len(first) - 1:
                 found = similarities(x, y, n_permutations=pair.n_permutations, seed=pair.first.seed)
                 rows += [{"view": kind} | row for row in found]
             else:
                 rows.append({"view": kind, "metric": "cka", "layer": i, "value": similarity(x, y, ["cka"])["cka"]})
-    for which, states in zip(WHICH, (first, second), strict=True):
-        moved = float((states[-1] - base[-1]).norm() / base[-1].norm())
-        rows.append({"view": "change", "metric": f"change_size_{which}", "value": moved})
+    for which, move, old in zip(WHICH, moves, before, strict=True):
+        size = float(move[-1].norm() / old.states[-1].norm())
+        rows.append({"view": "change", "metric": f"change_size_{which}", "value": size})
     return rows
 
 
-def _read_otherwise(seen: Sequence[Observed]) -> list[dict[str, Any]]:
-    """CKA of other readings of the last layer: unclamped, of the last token alone, without the leading direction."""
-    base, first, second = (observed.states[-1] for observed in seen)
-    zero, one, two = (observed.last_token for observed in seen)
-    _, spread, directions = torch.linalg.svd(base - base.mean(0), full_matrices=False)
-    leading = directions[:1]
-    pairs = {
-        ("full", "cka_last_token"): (one, two),
-        ("full", "cka_without_leading"): (first - first @ leading.T @ leading, second - second @ leading.T @ leading),
-        ("change", "cka_last_token"): (one - zero, two - zero),
+def _read_otherwise(before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
+    """CKA of other readings of the last layer: unclamped, of the last token, without a base's leading direction."""
+    states, moves, stripped = [], [], []
+    for old, new in zip(before, after, strict=True):
+        leading = _directions(old)[1][:1]
+        states.append(new.states[-1])
+        moves.append(new.states[-1] - old.states[-1])
+        stripped.append(new.states[-1] - new.states[-1] @ leading.T @ leading)
+    readings: dict[tuple[str, str], tuple[list[Tensor], str | None]] = {
+        ("full", "cka_last_token"): ([new.last_token for new in after], "platonic"),
+        ("full", "cka_without_leading"): (stripped, "platonic"),
+        ("change", "cka_last_token"): (
+            [new.last_token - old.last_token for old, new in zip(before, after, strict=True)],
+            "platonic",
+        ),
+        ("full", "cka_unclamped"): (states, None),
+        ("change", "cka_unclamped"): (moves, None),
     }
     rows = [
-        {"view": view, "metric": name, "value": similarity(x, y, ["cka"])["cka"]}
-        for (view, name), (x, y) in pairs.items()
+        {"view": view, "metric": name, "value": similarity(x, y, ["cka"], preprocess=how)["cka"]}
+        for (view, name), ((x, y), how) in readings.items()
     ]
-    plain = {"full": (first, second), "change": (first - base, second - base)}
-    rows += [
-        {"view": view, "metric": "cka_unclamped", "value": similarity(x, y, ["cka"], preprocess=None)["cka"]}
-        for view, (x, y) in plain.items()
-    ]
-    share = float(spread[0].square() / spread.square().sum())
-    return [*rows, {"view": "full", "metric": "leading_share_base", "value": share}]
+    spread = _directions(before[0])[0].square()
+    return [*rows, {"view": "full", "metric": "leading_share_base", "value": float(spread[0] / spread.sum())}]
 
 
-def _if_unrelated(seen: Sequence[Observed], seed: int) -> list[dict[str, Any]]:
+def _directions(base: Observed) -> tuple[Tensor, Tensor]:
+    """Along which directions, and how far, texts differ in the last layer of a base."""
+    states = base.states[-1]
+    _, spread, directions = torch.linalg.svd(states - states.mean(0), full_matrices=False)
+    return spread, directions
+
+
+def _if_unrelated(before: Sequence[Observed], after: Sequence[Observed], seed: int) -> list[dict[str, Any]]:
     """How alike the last layer would be, had the models changed as much as they did but in unrelated ways.
 
     The second model's changes are given to other windows than their own: as large as they were, on the same base.
     """
-    base, first, second = (observed.states[-1] for observed in seen)
+    first, second = (new.states[-1] for new in after)
+    base = before[1].states[-1]
     rng = np.random.default_rng(seed)
     found = [
         similarity(first, base + (second - base)[torch.from_numpy(rng.permutation(len(base)))], SHUFFLED)
@@ -191,30 +203,34 @@ def _if_unrelated(seen: Sequence[Observed], seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _of_losses(seen: Sequence[Observed]) -> list[dict[str, Any]]:
+def _of_losses(before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
     """Losses on a probe, and whether they changed on the same windows in both models."""
-    base, first, second = (observed.losses for observed in seen)
-    found = {"loss_base": base.mean(), "loss_first": first.mean(), "loss_second": second.mean()}
-    found["loss_change_correlation"] = torch.corrcoef(torch.stack([first - base, second - base]))[0, 1]
+    moves = torch.stack([new.losses - old.losses for old, new in zip(before, after, strict=True)])
+    found = {"loss_base": before[0].losses.mean()}
+    found |= {f"loss_{which}": new.losses.mean() for which, new in zip(WHICH, after, strict=True)}
+    found["loss_change_correlation"] = torch.corrcoef(moves)[0, 1]
     return [{"view": "predictions", "metric": name, "value": float(value)} for name, value in found.items()]
 
 
 @torch.no_grad()
-def _of_predictions(base: GPT, first: GPT, second: GPT, tokens: Tensor) -> list[dict[str, Any]]:
+def _of_predictions(bases: Sequence[GPT], models: Sequence[GPT], tokens: Tensor) -> list[dict[str, Any]]:
     """Divergence between predictions, batch by batch: logits of whole probes would not fit into memory."""
     sums = np.zeros(3)
-    for batch in tokens.split(min(4, at_once(base))):
-        zero, one, two = (model(batch.to(device())) for model in (base, first, second))
-        sums += np.array([symmetric_kl(one, two), symmetric_kl(zero, one), symmetric_kl(zero, two)]) * len(batch)
+    for batch in tokens.split(min(4, at_once(bases[0]))):
+        first, second = (model(batch.to(device())) for model in models)
+        old = [base(batch.to(device())) for base in dict.fromkeys(bases)]  # once, where both have the same
+        found = symmetric_kl(first, second), symmetric_kl(old[0], first), symmetric_kl(old[-1], second)
+        sums += np.array(found) * len(batch)
     names = ("symmetric_kl", "symmetric_kl_base_first", "symmetric_kl_base_second")
     values = zip(names, (sums / len(tokens)).tolist(), strict=True)
     return [{"view": "predictions", "metric": name, "value": value} for name, value in values]
 
 
-def _of_weights(base: GPT, first: GPT, second: GPT) -> list[dict[str, Any]]:
+def _of_weights(bases: Sequence[GPT], models: Sequence[GPT]) -> list[dict[str, Any]]:
     """How alike the weights have changed: of each block, mean over its maps, and mean over blocks."""
     blocks = []
-    for one, two in zip(adapters.updates(first, base), adapters.updates(second, base), strict=True):
+    both = (adapters.updates(model, base) for model, base in zip(models, bases, strict=True))
+    for one, two in zip(*both, strict=True):
         found = []
         for name in one:
             left, right = one[name]

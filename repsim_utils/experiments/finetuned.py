@@ -72,7 +72,7 @@ class Arm(Frozen):
     Of each corpus at most `n_tokens` tokens are read (None: all), cut into `n_chunks` where a corpus is divided. Where
     a chunk is as long as one window, its windows are the chunks, and a model reads its own again and again; where all
     of a large corpus is divided, a short training hardly meets the same text twice. `overlaps` replaces those of the
-    experiment.
+    experiment. With `two_bases` the second model is tuned from a base of its own, trained from another seed.
     """
 
     lora: Lora | None
@@ -80,6 +80,7 @@ class Arm(Frozen):
     n_tokens: int | None = Field(None, ge=1)
     n_chunks: int = Field(80, ge=2, multiple_of=2)
     overlaps: Overlaps | None = None
+    two_bases: bool = False
 
 
 def _known_base(base: Any) -> Any:
@@ -120,6 +121,8 @@ class Settings(Frozen):
         one_name_each(text.name_of(source) for source in self.text.sources)
         if self.floor is not None and self.floor in (self.divided or ()):
             raise ValueError(f"floor must be a corpus that is not divided, got {self.floor}")
+        if isinstance(self.base, str) and any(arm.two_bases for arm in self.arms.values()):
+            raise ValueError(f"two_bases needs a base that is pretrained here, and there is one {self.base} only")
         return self
 
     @property
@@ -134,7 +137,7 @@ class Settings(Frozen):
 
 
 class Base(Frozen):
-    """A base of our own, as it is trained and kept."""
+    """A base of our own, as it is trained and kept; a field that came later is left out of keys at its default."""
 
     kind: Literal["models"] = "models"
     version: tuple[int, int] = (llama.VERSION, training.VERSION)
@@ -142,6 +145,7 @@ class Base(Frozen):
     fingerprint: str
     context: int
     pretraining: Pretraining
+    seed: int = Field(0, exclude_if=lambda value: value == 0)
 
 
 class Member(Reader):
@@ -201,7 +205,7 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     parts = reading.divisions(settings.divided or settings.corpora, by)
     about: dict[str, Any] = {"text": settings.text, "fingerprint": settings.text.fingerprint()}
     own = settings.base
-    base = own if isinstance(own, str) else Base(**about, context=settings.context, pretraining=own)
+    base: Any = own if isinstance(own, str) else Base(**about, context=settings.context, pretraining=own)
     common = about | {"base": base, "length": settings.context, "by": by}
     names = {"n_probe", "probe_corpora", "n_loss", "n_predictions", "n_permutations"}
     measured: dict[str, Any] = settings.model_dump(include=names)
@@ -209,10 +213,14 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
     for part in parts:
         for name in settings.architectures or settings.arms:
             arm = settings.arms[name]
-            tuning = common | {"divided": part} | {k: v for k, v in dict(arm).items() if k != "overlaps"}
+            of_model = {k: v for k, v in dict(arm).items() if k not in ("overlaps", "two_bases")}
+            tuning = common | {"divided": part} | of_model
             for seed in settings.seeds:
                 told: dict[str, Any] = measured | {"kind": kind, "architecture": name}
                 found = reading.couples(Member, arm.overlaps or settings.overlaps, seed=seed, **tuning)
+                if arm.two_bases:
+                    other = {"base": base.model_copy(update={"seed": 1})}
+                    found = [(x, first, second.model_copy(update=other)) for x, first, second in found]
                 cells += [Pair(overlap=x, first=first, second=second, **told) for x, first, second in found]
                 if settings.floor is not None and kind != TASK:
                     alien = found[0][2].model_copy(update={"overlap": 0.0, "divided": (settings.floor,)})
@@ -267,7 +275,7 @@ def _untrained(member: Member | Base, store: Store) -> tuple[GPT, int]:
     """A model as it is before training, and the seed of its training."""
     if isinstance(member, Base):
         shape = member.pretraining.network.model_dump()
-        return llama.build(member.text.size, seed=0, context=member.context, **shape), 0
+        return llama.build(member.text.size, seed=member.seed, context=member.context, **shape), member.seed
     base = base_of(member, store)
     if member.lora is None:
         return adapters.with_all_weights(base), member.own_seed

@@ -171,10 +171,10 @@ def test_unrelated_changes_are_those_of_models_that_share_only_the_base():
     base, one, two = torch.randn(3, 200, 8, generator=rng)
     first = observed(base + 0.7 * one)
     for change, related in ((two, False), (one, True)):
-        seen = [observed(base), first, observed(base + 0.7 * change)]
-        told = {row["metric"]: row["value"] for row in changes._if_unrelated(seen, 0)}
+        after = [first, observed(base + 0.7 * change)]
+        told = {row["metric"]: row["value"] for row in changes._if_unrelated([observed(base)] * 2, after, 0)}
         for name in changes.SHUFFLED:
-            found = metrics.similarity(seen[1].states[0], seen[2].states[0], [name])[name]
+            found = metrics.similarity(after[0].states[0], after[1].states[0], [name])[name]
             if related:
                 assert told[f"{name}_unrelated"] < 0.9 < found
             else:
@@ -187,8 +187,8 @@ def test_a_leading_direction_hides_the_rest():
     base, one, two = torch.randn(3, 200, 8, generator=rng)
     base[:, 0] *= 20
     one[:, 0] = two[:, 0] = base[:, 0]
-    seen = [observed(base), observed(one), observed(two)]
-    told = {(row["view"], row["metric"]): row["value"] for row in changes._read_otherwise(seen)}
+    rows = changes._read_otherwise([observed(base)] * 2, [observed(one), observed(two)])
+    told = {(row["view"], row["metric"]): row["value"] for row in rows}
     assert told["full", "leading_share_base"] > 0.9
     assert told["full", "cka_unclamped"] > 0.95 and told["full", "cka_without_leading"] < 0.2
     by_hand = metrics.cka(one, two)
@@ -214,6 +214,28 @@ def test_a_shared_beginning(six, store):
         a, b = (next(w for n, w in adapters.learned(model).items() if "lora_A" in n) for model in (first, second))
         assert torch.equal(a, b) == alike
         assert cells[0].first.own_seed != cells[0].second.own_seed
+
+
+def test_two_bases(six, store):
+    """What changed is told from each model's own base; the first model is that of pairs with one base."""
+    small = {"lora": LORA, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING}
+    arms = {"small": small, "two": small | {"two_bases": True}}
+    cells = pairs(settings(six, arms=arms, overlaps=[1]), GRID)
+    one, two = (of(cells, architecture=name) for name in arms)
+    assert one.first == two.first and one.second.base == one.first.base != two.second.base
+    bases = [finetuned.base_of(member, store) for member in two.members]
+    assert not torch.equal(*(base.body.layers[0].mlp.up_proj.weight for base in bases))
+    table = sweep(changes.measure_pair, [two], store=store, progress=False)
+    told = table[table.layer.isna() & (table.probe == "corpus1")].set_index(["view", "metric"]).value
+    tokens, models = reading.probes(two.second, 40)["corpus1"], finetuned.train_pair(two, store, progress=False)
+    with torch.no_grad():
+        before, after = ([model.body(tokens).last_hidden_state.mean(1) for model in some] for some in (bases, models))
+        logits = [(base(tokens[:8]), model(tokens[:8])) for base, model in zip(bases, models, strict=True)]
+    x, y = (new - old for old, new in zip(before, after, strict=True))
+    assert told["change", "cka"] == pytest.approx(metrics.similarity(x, y, ["cka"])["cka"], abs=1e-3)
+    own = [metrics.symmetric_kl(*both) for both in logits]
+    found = [told["predictions", f"symmetric_kl_base_{which}"] for which in changes.WHICH]
+    assert found == pytest.approx(own, rel=1e-3)
 
 
 def test_task_overlap(six, store):
@@ -243,6 +265,9 @@ def test_what_cannot_be_is_told(six, monkeypatch, tmp_path):
         settings(six, base="gpt-5")
     with pytest.raises(ValidationError, match="floor must be a corpus that is not divided"):
         settings(six, floor=six[0])
+    two = {"two": {"lora": LORA, "recipe": TUNING, "two_bases": True}}
+    with pytest.raises(ValidationError, match="two_bases needs a base that is pretrained here"):
+        settings(six, base="smollm2", arms=two)
     with pytest.raises(ValidationError, match=r"no architecture big; choose from small"):
         settings(six, architectures=["big"])
     monkeypatch.setenv("REPSIM_DATA", str(tmp_path))
