@@ -254,6 +254,37 @@ def test_what_tells_overlap_0_from_1_where_it_came_out(view, metric):
     assert small.high[low] < small.low[high]
 
 
+def grid_slopes(view, metric):
+    return analysis.trends(tuned(finetuned.GRID, view, metric), by=["architecture"]).set_index("architecture")
+
+
+def test_overlap_shows_in_every_arm_but_that_of_a_large_corpus_cut_finely():
+    cka, cosine = grid_slopes("full", "cka"), grid_slopes("weights", "update_cosine")
+    hidden = {"all text, fine cut"}
+    assert set(cka[cka.low <= 0].index) == hidden and cka.high["all text, fine cut"] > 0
+    assert set(cosine[cosine.low <= 0].index) == hidden | {"two bases"}
+    table = published.recorded(finetuned.GRID)
+    came = table[table.overlap == 1].groupby("architecture").realised_overlap.mean()
+    assert came["all text"] < came["all text, fine cut"] < 0.15 and came["rank 16"] == 1
+
+
+def test_without_a_shared_base_overlap_shows_less():
+    cka = grid_slopes("full", "cka")
+    assert cka.high["two bases"] < cka.low["rank 16"]
+
+
+def test_small_changes_are_near_the_ceiling_but_rank_does_not_take_the_effect_away():
+    size = tuned(finetuned.GRID, "change", "change_size_first").groupby("architecture").value.mean()
+    cka = grid_slopes("full", "cka").slope
+    arms = ["rank 1", "rank 4", "rank 16", "rank 64"]
+    assert size[arms].is_monotonic_increasing and cka[arms].is_monotonic_increasing
+    far = 1 - tuned(finetuned.GRID, "full", "cka").groupby(["architecture", "overlap"]).value.mean().unstack()
+    removed = 1 - far[1] / far[0]
+    assert removed[arms].between(0.4, 0.7).all()
+    assert removed["rank 16"] < removed["shared start"] < removed["all weights"]
+    assert max(removed["lr x 4"], removed["steps x 4"]) < removed["rank 16"]
+
+
 @pytest.mark.parametrize("kind", FINETUNED)
 def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
     """Everything in common, seed 0; of SmolLM2 where it has been fetched, of the grid always."""
