@@ -254,6 +254,24 @@ def test_what_tells_overlap_0_from_1_where_it_came_out(view, metric):
     assert small.high[low] < small.low[high]
 
 
+def test_what_of_the_likeness_is_owed_to_the_kind_of_text():
+    """The ladder: unrelated changes, another kind of text, the same kind, the same text."""
+    small = {"architecture": "small_corpus"}
+    unrelated = tuned(finetuned.DATASET, "full", "cka_unrelated", **small).value.mean()
+    floor = tuned(finetuned.DATASET, "full", "cka", pairing="floor", **small).value.mean()
+    at = tuned(finetuned.DATASET, "full", "cka", **small).groupby("overlap").value.mean()
+    assert unrelated < floor < at[0] < at[1]
+    assert (at[0] - unrelated) / (at[1] - unrelated) > 0.8  # the larger part needs no text in common
+
+
+def test_nearly_all_published_metrics_see_the_overlap():
+    apart = []
+    for metric in PAPER:
+        found = ends("full", metric, "small_corpus")
+        apart.append(bool(found.high[0] < found.low[1]))
+    assert [name for name, is_so in zip(PAPER, apart, strict=True) if not is_so] == ["cycle_knn"]
+
+
 def grid_slopes(view, metric):
     return analysis.trends(tuned(finetuned.GRID, view, metric), by=["architecture"]).set_index("architecture")
 
@@ -289,9 +307,9 @@ def test_small_changes_are_near_the_ceiling_but_rank_does_not_take_the_effect_aw
 def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
     """Everything in common, seed 0; of SmolLM2 where it has been fetched, of the grid always."""
     table = published.recorded(kind)
-    arm = "rank 16" if kind == finetuned.GRID else "small_corpus"
+    arm = {finetuned.GRID: "rank 16", finetuned.TASK: "all_text"}.get(kind, "small_corpus")
     settings = profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=[arm], floor=None)
-    if kind == finetuned.DATASET and not (llama.place("smollm2") / "model.safetensors").is_file():
+    if kind != finetuned.GRID and not (llama.place("smollm2") / "model.safetensors").is_file():
         pytest.skip("SmolLM2 is not here: `repsim models smollm2` fetches it")
     (cell,) = finetuned.pairs(settings, kind)
     if not os.environ.get("CI") and cell.first.fingerprint not in set(table.fingerprint):
