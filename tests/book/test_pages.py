@@ -23,7 +23,7 @@ CHARTS = {
     "causes/task_overlap_vision.html": 5,
     "causes/dataset_overlap_language.html": 5,
     "causes/task_overlap_language.html": 4,
-    "causes/finetuned_llm.html": 2,
+    "causes/finetuned_llm.html": 3,
     "consequences/adversarial_transfer.html": 12,
     "beyond/why_lora_hides_overlap.html": 5,
 }
