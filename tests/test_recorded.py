@@ -13,7 +13,7 @@ from repsim_utils.models import llama
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
-FINETUNED = [finetuned.DATASET, finetuned.GRID]
+FINETUNED = [finetuned.DATASET, finetuned.GRID, finetuned.TASK]
 FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
