@@ -77,6 +77,8 @@ class Profile(BaseModel):
     dataset_overlap_finetuned: finetuned.Settings
     task_overlap_finetuned: finetuned.Settings
     lora_grid: finetuned.Settings
+    finetuned_llm: finetuned.Settings  # chapters that show experiments of other names
+    why_lora_hides_overlap: finetuned.Settings
     adversarial_transfer: adversarial_transfer.Settings
 
 

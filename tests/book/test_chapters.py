@@ -15,7 +15,6 @@ from repsim_utils import book, profiles
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").rglob("*.ipynb"))
-SECTIONS = {"finetuned_llm": "dataset_overlap_finetuned", "why_lora_hides_overlap": "lora_grid"}  # not called alike
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
@@ -37,7 +36,7 @@ class TestSource:
     def test_parameters_are_settings_of_its_profile_section(self, path):
         (cell,) = _tagged(nbformat.read(path, as_version=4), "parameters")
         names = {line.split(" = ")[0] for line in cell.source.splitlines()}
-        section = profiles.Profile.model_fields[SECTIONS.get(path.stem, path.stem)]
+        section = profiles.Profile.model_fields[path.stem]
         assert names - {"profile"} <= set(section.annotation.model_fields)
         assert all("#" in line for line in cell.source.splitlines())
 
