@@ -6,7 +6,7 @@ import re
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, reading, task_only, vision
 from repsim_utils.files import data_folder
 from repsim_utils.metrics import PAPER
 from repsim_utils.models import llama
@@ -270,6 +270,24 @@ def test_nearly_all_published_metrics_see_the_overlap():
         found = ends("full", metric, "small_corpus")
         apart.append(bool(found.high[0] < found.low[1]))
     assert [name for name, is_so in zip(PAPER, apart, strict=True) if not is_so] == ["cycle_knn"]
+
+
+def test_weights_and_predictions_move_at_full_size():
+    at = {
+        name: tuned(finetuned.DATASET, *name, architecture="small_corpus").groupby("overlap").value.mean()
+        for name in [("weights", "update_cosine"), ("predictions", "symmetric_kl")]
+    }
+    assert at["weights", "update_cosine"][1] > 2 * at["weights", "update_cosine"][0]
+    assert at["predictions", "symmetric_kl"][1] < 0.4 * at["predictions", "symmetric_kl"][0]
+
+
+def test_corpora_in_common_raise_cka_though_hardly_a_sentence_is_read_by_both():
+    table = published.recorded(finetuned.TASK)
+    cka = table[table["view"].eq("full") & table.metric.eq("cka") & table.layer.isna()]
+    slopes = analysis.trends(cka, by=["probe"]).set_index("probe")
+    for probe in reading.GROUPS:
+        assert 0 < slopes.low[probe] and slopes.high[probe] < 0.02  # far below what was published
+    assert table[table.overlap == 1].realised_overlap.mean() < 0.05
 
 
 def grid_slopes(view, metric):
