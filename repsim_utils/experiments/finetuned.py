@@ -60,7 +60,7 @@ class Pretraining(Frozen):
 class Lora(Frozen):
     """Adapters of low rank; with `shared_init` both models of a pair begin with the same A."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, le=1024)
     alpha: int = Field(64, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     shared_init: bool = False
@@ -85,7 +85,9 @@ class Arm(Frozen):
 
 def _known_base(base: Any) -> Any:
     if isinstance(base, str) and base not in llama.SHAPES:
-        raise ValueError(f"base must be one of {', '.join(llama.SHAPES)}, or a pretraining; got {base!r}")
+        raise ValueError(
+            f"base must be one of {', '.join(llama.SHAPES)}, or say how one is trained here (sources, network, recipe)"
+        )
     return base
 
 
