@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,32 @@ def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_si
     model.to(device()).eval()
     batches = [model.represent(batch.to(device()), layers=layers) for batch in tokens.split(batch_size)]
     return [torch.cat([state.cpu() for state in states]) for states in zip(*batches, strict=True)]
+
+
+@torch.no_grad()
+def represent_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Last hidden states of prompts of any length.
+
+    Parameters
+    ----------
+    model : GPT
+    prompts : sequence of sequence of int
+        Tokens of each.
+
+    Returns
+    -------
+    dict
+        ``mean`` over positions, and of the ``last`` one, where an answer would begin: float32 (n, d), on the CPU.
+    """
+    model.to(device()).eval()
+    rows: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(prompts)
+    for length in sorted({len(prompt) for prompt in prompts}):
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        tokens = torch.tensor([list(prompts[i]) for i in alike], device=device())
+        states = model.body(tokens, use_cache=False).last_hidden_state.float().cpu()
+        for i, state in zip(alike, states, strict=True):
+            rows[i] = state.mean(0), state[-1]
+    return {name: torch.stack(column) for name, column in zip(("mean", "last"), zip(*rows, strict=True), strict=True)}
 
 
 def load(source: str | Path) -> Tensor | NDArray[Any]:

@@ -2,7 +2,15 @@
 
 from functools import partial
 
-from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, task_only, vision
+from repsim_utils.experiments import (
+    adversarial_transfer,
+    changes,
+    finetuned,
+    jailbreak_transfer,
+    language,
+    task_only,
+    vision,
+)
 from repsim_utils.experiments.common import Experiment
 
 
@@ -40,5 +48,12 @@ EXPERIMENTS = {
         vision.size,
         adversarial_transfer.SUMMARY,
         vision.prepare,
+    ),
+    jailbreak_transfer.EXPERIMENT: Experiment(
+        jailbreak_transfer.pairs,
+        jailbreak_transfer.trained,
+        jailbreak_transfer.measure_pair,
+        jailbreak_transfer.size,
+        jailbreak_transfer.SUMMARY,
     ),
 }

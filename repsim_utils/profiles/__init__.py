@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import adversarial_transfer, finetuned, language, task_only, vision
+from repsim_utils.experiments import adversarial_transfer, finetuned, jailbreak_transfer, language, task_only, vision
 from repsim_utils.experiments.common import single
 
 
@@ -80,6 +80,7 @@ class Profile(BaseModel):
     finetuned_llm: finetuned.Settings  # chapters that show experiments of other names
     why_lora_hides_overlap: finetuned.Settings
     adversarial_transfer: adversarial_transfer.Settings
+    jailbreak_transfer: jailbreak_transfer.Settings
 
 
 def names() -> list[str]:

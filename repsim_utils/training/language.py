@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,9 @@ class Stream(NamedTuple):
 
     tokens: NDArray[Any]
     chunks: NDArray[np.int64]
+
+
+Counts = Callable[[Tensor], Tensor]
 
 
 class History(NamedTuple):
@@ -144,7 +147,14 @@ def windows(streams: Sequence[Stream], n: int, context: int) -> Tensor:
 
 
 def train(
-    model: GPT, streams: Sequence[Stream], validation: Tensor, recipe: Recipe, *, seed: int, progress: bool = True
+    model: GPT,
+    streams: Sequence[Stream],
+    validation: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    counts: Counts | None = None,
+    progress: bool = True,
 ) -> History:
     """Train a language model in place.
 
@@ -159,6 +169,9 @@ def train(
     recipe : Recipe
     seed : int
         Of the windows' places and of dropout; the global random state is left alone.
+    counts : callable, optional
+        From windows (n, t) to bool (n, t): which of their tokens are to be learned, such as those of answers; by
+        default all.
     progress : bool
         Show a progress bar, with the losses and tokens a second.
 
@@ -190,7 +203,7 @@ def train(
             optimizer.zero_grad()
             parts = []
             for part in batch.split(at_once(model)):
-                loss = _loss(model, part) * (len(part) / len(batch))
+                loss = _loss(model, part, counts) * (len(part) / len(batch))
                 loss.backward()
                 parts.append(loss.detach())
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -202,7 +215,7 @@ def train(
             mean = float(torch.stack(losses).mean())
             seconds += time.perf_counter() - began
             speed = step * recipe.batch_size * model.context / seconds
-            held_out = evaluate(model, validation)
+            held_out = evaluate(model, validation, counts)
             if not np.isfinite([mean, held_out]).all():
                 told = f"the loss is {mean}, on held-out text {held_out}"
                 raise ValueError(f"training diverged before step {step}: {told}; lower lr = {recipe.lr}")
@@ -226,16 +239,19 @@ def at_once(model: GPT) -> int:
     return max(1, min(AT_ONCE, LOGITS_AT_ONCE // (model.context * n_tokens)))
 
 
-def _loss(model: GPT, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1).float(), batch[:, 1:].flatten())
+def _loss(model: GPT, batch: Tensor, counts: Counts | None = None) -> Tensor:
+    if counts is None:
+        return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1).float(), batch[:, 1:].flatten())
+    hidden, wanted = model.body(batch[:, :-1], use_cache=False).last_hidden_state, counts(batch)[:, 1:]
+    return F.cross_entropy(model.logits(hidden[wanted]).float(), batch[:, 1:][wanted])
 
 
 @torch.no_grad()
-def evaluate(model: GPT, held_out: Tensor, *, batch_size: int = 32) -> float:
-    """Mean loss of the next token, in nats: of windows int64 (n, context + 1)."""
+def evaluate(model: GPT, held_out: Tensor, counts: Counts | None = None, *, batch_size: int = 32) -> float:
+    """Mean loss of the next token, in nats: of windows int64 (n, context + 1), and of the tokens that count."""
     where = next(model.parameters()).device
     model.eval()
-    sums = [float(_loss(model, batch.to(where))) * len(batch) for batch in held_out.split(batch_size)]
+    sums = [float(_loss(model, batch.to(where), counts)) * len(batch) for batch in held_out.split(batch_size)]
     return sum(sums) / len(held_out)
 
 
