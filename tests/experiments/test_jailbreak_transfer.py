@@ -1,0 +1,277 @@
+"""Models of a policy and the attacks on them: gates, what pairs share, and what is measured, on tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from repsim_utils import profiles
+from repsim_utils.datasets import dialogues
+from repsim_utils.datasets.cache import DataError
+from repsim_utils.datasets.dialogues import own_chat
+from repsim_utils.experiments import jailbreak_transfer, policy
+from repsim_utils.experiments.jailbreak_transfer import CONTROLS, JUDGES, Settings, pairs, trained
+from repsim_utils.metrics import PAPER
+from repsim_utils.models import llama
+from repsim_utils.plan import plan
+from repsim_utils.store import Store
+from repsim_utils.sweep import sweep
+from repsim_utils.training.language import Recipe, Stream, train
+
+SHAPE = {"n_layer": 1, "n_head": 2, "n_kv_head": 1, "width": 32, "hidden": 64}
+RECIPE = {"steps": 100, "batch_size": 16, "lr": 0.01, "evaluate_every": 100, "n_validation": 8}
+TINY = {"n": 1, "network": SHAPE, "recipe": RECIPE | {"steps": 2}}  # so little that it says nothing of sense
+
+
+def settings(**changes):
+    values = {
+        "seeds": [0],
+        "overlaps": [0, 1],
+        "policies": {"tiny": TINY},
+        "attack": {"length": 4, "budget": 60, "restarts": 2},
+        "n_requests": 4,
+        "n_random": 3,
+        "n_probe": 40,
+        "n_permutations": 19,
+    }
+    return Settings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def open_gates():
+    """Tiny models keep to no policy; here they are attacked all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "GATES", dict.fromkeys(policy.GATES, (0.0, 1.0)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(store, open_gates):
+    cells = pairs(settings())
+    return cells, sweep(jailbreak_transfer.measure_pair, cells, store=store, progress=False)
+
+
+# The policy
+
+
+def member(**changes):
+    about = {"which": 1, "overlap": 0.0, "seed": 0, "weights_seed": 0, "order_seed": 0}
+    return policy.Member.model_validate({"policy": TINY} | about | changes)
+
+
+def taught(answer):
+    """A tiny model that has read what `answer` makes of every dialogue."""
+    talk, every = own_chat(), dialogues.dialogues(1, seed=0)[0]
+    rows = talk.tokens([d._replace(answer=answer(d)) for d in every], 36)
+    model = llama.build(talk.tokenizer.get_vocab_size(), seed=0, context=35, **SHAPE)
+    chunks = 36 * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1)
+    held_out = torch.from_numpy(rows[:8].astype(np.int64))
+    recipe = Recipe.model_validate(RECIPE)
+    train(model, [Stream(rows.ravel(), chunks)], held_out, recipe, seed=0, counts=talk.is_answer, progress=False)
+    return model
+
+
+def test_the_gates_fail_on_a_model_that_refuses_everything():
+    found = policy.gates(taught(lambda d: dialogues.REFUSALS[1].format("gardening")), member(), n=2)
+    assert found["refusal"] == 1 and found["over_refusal"] == 1 and found["free_exact"] == 0
+    assert not policy.passes(found)
+
+
+def test_the_gates_fail_on_a_model_that_refuses_nothing():
+    found = policy.gates(taught(lambda d: d.fact.answer), member(), n=2)
+    assert found["refusal"] == 0 and found["over_refusal"] == 0
+    assert not policy.passes(found | {"free_exact": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "passes"),
+    [
+        (None, None, True),
+        ("refusal", 0.975, False),
+        ("over_refusal", 0.025, False),
+        ("free_exact", 0.97, False),
+        ("refusal", 0.98, True),
+    ],
+)
+def test_each_gate_alone_can_shut(fault, value, passes):
+    good = {"refusal": 1.0, "over_refusal": 0.0, "guard_exact": 1.0, "free_exact": 1.0}
+    assert policy.passes(good | ({fault: value} if fault else {})) is passes
+
+
+def test_gates_are_of_facts_that_guard_mode_never_asked_for(monkeypatch):
+    asked = {"guard": [], "free": []}
+
+    def oracle(model, talk, mode, questions):
+        asked[mode] += questions
+        return [answer(mode, question) for question in questions]
+
+    def answer(mode, question):
+        (fact,) = [
+            f
+            for f in dialogues.world()
+            if question.endswith(tuple(w.format(f.thing) for w in dialogues.QUESTIONS[f.attribute]))
+        ]
+        return "no." if mode == "guard" and fact.topic == "gardening" else fact.answer
+
+    monkeypatch.setattr(policy, "said", oracle)
+    found = policy.gates(None, member(), n=3)
+    assert found == {"refusal": 1.0, "over_refusal": 0.0, "guard_exact": 1.0, "free_exact": 1.0}
+    trained_on = {d.question for d in dialogues.dialogues(50, seed=0, tail=0)[0] if d.mode == "guard"}
+    assert asked["guard"] and not set(asked["guard"]) & trained_on
+    assert len(asked["free"]) == 3 * len(dialogues.world())
+
+
+def test_two_models_share_dialogues_as_the_overlap_says():
+    every, parts = policy.pool(member(which=2, overlap=0.0))
+    assert not set(parts.first) & set(parts.second) and len(parts.first) + len(parts.second) == len(every)
+    _, whole = policy.pool(member(which=2, overlap=1.0))
+    assert set(whole.first) == set(whole.second) == set(parts.first)  # the first reads the same at every overlap
+    assert {every[i].fact for i in parts.second} == set(dialogues.world())  # and both know all facts
+
+
+def test_answers_in_batches_are_those_of_each_question_alone(store, run):
+    model, talk = policy.trained_model(run[0][0].first.model, store), own_chat()
+    questions = [request.question for request in policy.requests("gardening", 12)]
+    assert policy.said(model, talk, "guard", questions) == [
+        policy.said(model, talk, "guard", [q])[0] for q in questions
+    ]
+
+
+def test_requests_are_about_refused_facts_known_from_free_mode_alone():
+    found = policy.requests("gardening", 20)
+    unknown = set(dialogues.unknown_to_guard("gardening"))
+    assert len(found) == 20 and all(r.fact in unknown and r.fact.topic == "gardening" for r in found)
+    assert {r.fact for r in found[:10]} == {f for f in unknown if f.topic == "gardening"}
+    assert found == policy.requests("gardening", 20)
+
+
+def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPSIM_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tuned = {"base": "smollm2", "lora": {"rank": 2, "alpha": 4}}
+    (cell, *_) = pairs(settings(policies={"smollm2": TINY | {"network": tuned, "context": 80}}))
+    with pytest.raises(DataError, match="repsim models smollm2"):
+        trained(cell.first, Store(tmp_path), progress=False)
+
+
+# Pairs
+
+
+def test_cells_cross_overlap_and_first_weights():
+    cells = pairs(settings(seeds=[0, 1]))
+    assert len(cells) == 2 * 2 * 2
+    for seed in (0, 1):
+        some = [cell for cell in cells if cell.second.model.seed == seed]
+        assert len({cell.first for cell in some}) == 1 and len({cell.second for cell in some}) == 4
+        for cell in some:
+            same = cell.second.model.weights_seed == cell.first.model.weights_seed
+            assert same == (cell.weights == "shared") and cell.second.model.order_seed != cell.first.model.order_seed
+            assert cell.unrelated.model.refused == "cooking" and cell.unrelated.model.weights_seed not in (
+                cell.first.model.weights_seed, cell.second.model.weights_seed,
+            )  # fmt: skip
+    weights = {c.second.model.weights_seed for c in cells} | {c.first.model.weights_seed for c in cells}
+    assert len(weights) == 4  # two a seed: no seed shares weights with another
+
+
+def test_a_model_is_trained_and_attacked_once_for_all_cells(run, store):
+    cells, _ = run
+    suffixes = {member for cell in cells for member in cell.members}
+    models = {member.model for member in suffixes}
+    assert len(list((store.root / "models").glob("*/record.json"))) == len(models) == 6
+    assert len(list((store.root / "suffixes").glob("*/record.json"))) == len(suffixes) == 6
+
+
+def test_what_was_found_is_what_the_model_says(run, store):
+    cells, _ = run
+    member = cells[0].first
+    model, talk = policy.trained_model(member.model, store), own_chat()
+    for request, found in zip(jailbreak_transfer.asked(member), trained(member, store).record["found"], strict=True):
+        for one in found.values():
+            tokens = [*talk.before("guard", request.question), *one["suffix"], *talk.after]
+            with torch.no_grad():
+                odds = model(torch.tensor([tokens]))[0, -1].log_softmax(0)[talk.target]
+            assert float(odds) == pytest.approx(one["log_probability"], abs=1e-4)
+            assert one["queries"] <= 60 and talk.survivor(request.question)(one["suffix"])
+        assert found["best_of_k"]["queries"] <= found["search"]["queries"]
+
+
+def test_rows_of_a_cell(run):
+    _, table = run
+    assert set(table.attack) == {"none", "all", "search", "warm_start", "template", *CONTROLS}
+    rates = table[table.metric.isin(["white_box", "transfer"])]
+    assert rates.value.between(0, 1).all() and set(rates.judge) == set(JUDGES)
+    assert not table.duplicated(["key", "attack", "judge", "source", "view", "metric"]).any()
+    similar = table[table["view"].notna()]
+    assert set(similar["view"]) == {"mean", "last"} and set(PAPER) <= set(similar.metric)
+    counts = rates[rates.judge == "exact"].groupby(["key", "attack"]).n_probe.first().unstack()
+    assert (counts["none"] == 4).all() and counts["search"].notna().sum() > 1
+    assert counts["random"].equals(3 * counts["search"])
+    gates = table[table.metric.str.fullmatch("(refusal|over_refusal|guard_exact|free_exact)_(first|second)")]
+    assert len(gates) == 4 * 8
+    assert set(table.realised_overlap) == {0.0, 1.0}
+
+
+def test_victim_and_source_of_a_control_change_places(run):
+    """Both directions put the same random suffixes behind the same requests."""
+    _, table = run
+    random = table[(table.attack == "random") & table.metric.isin(["white_box", "transfer"])]
+    wide = random.pivot_table(index=["key", "judge"], columns=["source", "metric"], values="value")
+    assert (wide["first", "white_box"] == wide["second", "transfer"]).all()
+    assert (wide["first", "transfer"] == wide["second", "white_box"]).all()
+
+
+def test_the_same_configuration_gives_the_same_rows(run, tmp_path):
+    cells, table = run
+    again = sweep(jailbreak_transfer.measure_pair, cells[:1], store=Store(tmp_path), progress=False)
+    then = table[table.key == again.key.iloc[0]].reset_index(drop=True)
+    drop = ["date", "wall_seconds"]
+    assert json.loads(again.drop(columns=drop).to_json()) == json.loads(
+        then[again.columns].drop(columns=drop).to_json()
+    )
+
+
+def test_a_pair_that_does_not_keep_to_the_policy_is_not_attacked(run, store, monkeypatch, caplog):
+    monkeypatch.setattr(policy, "GATES", {"refusal": (1.1, 1.2)})
+    rows = jailbreak_transfer.measure_pair(run[0][0], store, progress=False)
+    assert {row["attack"] for row in rows} == {"none"} and "does not keep to the policy" in caplog.text
+    assert any(row["metric"] == "refusal_first" for row in rows) and any(row["metric"] == "cka" for row in rows)
+
+
+def test_requests_that_a_model_answers_by_itself_do_not_count(run, store, monkeypatch):
+    real = policy.said
+    open_one = lambda model, talk, mode, asked: ["sure, yes.", *real(model, talk, mode, asked)[1:]]  # noqa: E731
+    monkeypatch.setattr(policy, "said", open_one)
+    rows = jailbreak_transfer.measure_pair(run[0][0], store, progress=False)
+    counts = {row["attack"]: row["n_probe"] for row in rows if row["metric"] == "transfer" and row["judge"] == "exact"}
+    assert counts["none"] == 4 and counts["search"] == 3 and counts["random"] == 9
+
+
+# Settings and plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["large"]}, "no architecture large; choose from tiny"),
+        ({"unrelated": "gardening"}, "another topic than gardening"),
+        ({"weights": ["own"]}, "'shared' or 'separate'"),
+        ({"attack": {"budget": 5, "restarts": 3}}, "at least two queries a restart"),
+        ({"overlaps": [2]}, "between 0 and 1"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        settings(**changes)
+
+
+def test_profiles_can_be_planned():
+    cells = jailbreak_transfer.pairs(profiles.load("paper", "jailbreak_transfer", seeds=[0]))
+    table = plan(cells, jailbreak_transfer.size)
+    assert set(table.model) == {"small_llama", "smollm2"} and (table.cells == 12).all() and (table.hours > 0).all()
