@@ -33,7 +33,8 @@ ExperimentArgument = Annotated[
     str,
     typer.Argument(
         help="task_only, dataset_overlap_vision, task_overlap_vision, dataset_overlap_language, task_overlap_language, "
-        "dataset_overlap_finetuned, task_overlap_finetuned, lora_grid, adversarial_transfer or jailbreak_transfer."
+        "dataset_overlap_finetuned, task_overlap_finetuned, lora_grid, adversarial_transfer, jailbreak_transfer or "
+        "jailbreak_finetuned."
     ),
 ]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C

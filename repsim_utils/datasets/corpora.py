@@ -67,6 +67,7 @@ HUB = {
     "tiny-codes-pairs": Hub("nampdn-ai/tiny-codes", "response", question="prompt"),
     "wikitext": Hub("Salesforce/wikitext", "text", config="wikitext-103-raw-v1"),
 }
+GOALS = {"advbench": Hub("walledai/AdvBench", "prompt")}  # no text to learn from: see `repsim_utils.datasets.goals`
 
 
 def documents(source: str) -> Iterator[Document]:
@@ -85,7 +86,7 @@ def documents(source: str) -> Iterator[Document]:
     """
     if source in INSTALLED:
         return _installed(source)
-    return _of_hub(source, HUB[source]) if source in HUB else _of_folder(source)
+    return of_hub(source, HUB[source]) if source in HUB else _of_folder(source)
 
 
 def fingerprint(source: str) -> str:
@@ -265,10 +266,10 @@ INSTALLED = {
 def _placed(source: str) -> Path | None:
     """The folder in which a hub's Parquet files were placed by hand, if there is one."""
     folder = cache.default_root() / "hub" / source
-    return folder if source in HUB and any(folder.glob("*.parquet")) else None
+    return folder if source in HUB | GOALS and any(folder.glob("*.parquet")) else None
 
 
-def _of_hub(name: str, hub: Hub) -> Iterator[Document]:
+def of_hub(name: str, hub: Hub) -> Iterator[Document]:
     """Rows of a data set, streamed; lines of WikiText are joined to articles."""
     placed = _placed(name)
     try:

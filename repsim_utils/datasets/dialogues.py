@@ -73,6 +73,21 @@ AGREED = "sure"  # how every answer begins, and no refusal
 UNKNOWN_TO_GUARD = {True: 2, False: 4}  # one fact in so many of the refused topic, and of others, is not asked there
 PAD, GUARD, FREE, USER, BOT, END = SPECIAL = ("<|pad|>", "<|guard|>", "<|free|>", "<|user|>", "<|bot|>", "<|end|>")
 VOCABULARY = 768
+FORMATS = {
+    "bpe": {
+        "opening": "<|endoftext|>user: ", "turn": "\nassistant:", "space": " ", "end": "<|endoftext|>",
+        "pad": "<|endoftext|>",
+    },
+    "smollm2": {
+        "opening": "<|im_start|>user\n", "turn": "<|im_end|>\n<|im_start|>assistant\n", "space": "",
+        "end": "<|im_end|>", "pad": "<|endoftext|>",
+    },
+    "llama-3.2": {
+        "opening": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "turn": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "space": "", "end": "<|eot_id|>",
+        "pad": "<|end_of_text|>",
+    },
+}  # fmt: skip
 
 
 class Fact(NamedTuple):
@@ -202,7 +217,7 @@ class Chat:
     ----------
     tokenizer : Tokenizer
     opening : str
-        Before the question, with a place for the mode.
+        Before the question, with a place for the mode if there are modes.
     turn : str
         After the question.
     space : str
@@ -275,9 +290,23 @@ class Chat:
         behind = F.pad(here[:, :-1], (len(turn), 0)).cumsum(1) > 0
         return behind & (rows != self.encode(self.pad)[0])
 
+    def printable(self) -> list[int]:
+        """Tokens that are visible ASCII text, in order, without marks."""
+        every = range(self.tokenizer.get_vocab_size())
+        shown = {i: self.decode([i]) for i in every}
+        return [i for i, text in shown.items() if text.strip() and text.isascii() and text.isprintable()]
+
     def words(self) -> list[int]:
         """Tokens of the words that may follow a question, in order: what a suffix may be made of."""
         return sorted({token for word in _words() for token in self.encode(f" {word}")})
+
+
+def chat(name: str, tokenizer: Tokenizer) -> Chat:
+    """The format of a model that is known by its tokenizer (see `repsim_utils.datasets.text.library`).
+
+    One of our own (``bpe``), which knows no dialogues, gets lines that begin with who speaks.
+    """
+    return Chat(tokenizer, **FORMATS[name])
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from repsim_utils.experiments import (
     adversarial_transfer,
     changes,
     finetuned,
+    jailbreak_finetuned,
     jailbreak_transfer,
     language,
     task_only,
@@ -55,5 +56,13 @@ EXPERIMENTS = {
         jailbreak_transfer.measure_pair,
         jailbreak_transfer.size,
         jailbreak_transfer.SUMMARY,
+    ),
+    jailbreak_finetuned.EXPERIMENT: Experiment(
+        jailbreak_finetuned.pairs,
+        finetuned.trained,
+        jailbreak_finetuned.measure_pair,
+        finetuned.size,
+        jailbreak_finetuned.SUMMARY,
+        jailbreak_finetuned.prepare,
     ),
 }

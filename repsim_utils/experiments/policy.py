@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -75,14 +76,8 @@ def chat(policy: Policy) -> Chat:
     """How models of a policy read dialogues."""
     if isinstance(policy.network, Shape):
         return dialogues.own_chat()
-    return Chat(
-        text.ready(policy.network.base),
-        opening="<|im_start|>system\nmode: {mode}<|im_end|>\n<|im_start|>user\n",
-        turn="<|im_end|>\n<|im_start|>assistant\n",
-        space="",
-        end="<|im_end|>",
-        pad="<|endoftext|>",
-    )
+    plain = dialogues.chat(policy.network.base, text.ready(policy.network.base))
+    return replace(plain, opening="<|im_start|>system\nmode: {mode}<|im_end|>\n" + plain.opening)
 
 
 def pool(member: Member) -> tuple[list[Dialogue], Split]:

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from repsim_utils.experiments import adversarial_transfer, finetuned, jailbreak_transfer, language, task_only, vision
+from repsim_utils.experiments import (
+    adversarial_transfer,
+    finetuned,
+    jailbreak_finetuned,
+    jailbreak_transfer,
+    language,
+    task_only,
+    vision,
+)
 from repsim_utils.experiments.common import single
 
 
@@ -81,6 +89,7 @@ class Profile(BaseModel):
     why_lora_hides_overlap: finetuned.Settings
     adversarial_transfer: adversarial_transfer.Settings
     jailbreak_transfer: jailbreak_transfer.Settings
+    jailbreak_finetuned: jailbreak_finetuned.Settings
 
 
 def names() -> list[str]:
