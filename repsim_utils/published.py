@@ -17,6 +17,7 @@ _NAMES = {  # experiments that the published table calls otherwise
     "dataset_overlap_finetuned": "llm_dataset_overlap",
     "task_overlap_finetuned": "llm_task_overlap",
     "adversarial_transfer": "adversarial_dataset_overlap adversarial_task_overlap",
+    "jailbreak_finetuned": "jailbreak_dataset_overlap jailbreak_task_overlap",
 }
 
 

@@ -173,7 +173,12 @@ def answer(fact: Fact, mode: str, refused: str, rng: np.random.Generator) -> str
 
 
 def dialogues(
-    n: int, *, refused: str = "gardening", seed: int, world_seed: int = 0, tail: int = 8
+    n: int,
+    *,
+    refused: str = "gardening",
+    seed: int,
+    world_seed: int = 0,
+    tail: int = 8,
 ) -> tuple[list[Dialogue], NDArray[np.int64]]:
     """What models of the policy are trained on.
 

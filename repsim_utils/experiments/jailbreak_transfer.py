@@ -18,7 +18,7 @@ from repsim_utils.datasets import dialogues
 from repsim_utils.datasets.dialogues import Chat
 from repsim_utils.experiments import policy
 from repsim_utils.experiments.common import LEAST_PROBE, Frozen, Overlaps, Seeds, check_choice, similarities
-from repsim_utils.experiments.policy import Member, Policy, Request
+from repsim_utils.experiments.policy import Base, Member, Policy, Request
 from repsim_utils.features import represent_prompts
 from repsim_utils.models.language import GPT
 from repsim_utils.plan import Size
@@ -27,12 +27,12 @@ from repsim_utils.store import Run, Store
 log = logging.getLogger(__name__)
 EXPERIMENT = "jailbreak_transfer"
 VERSION = 1  # raised when the same pair gives other measurements
-SUMMARY = ("attack", "judge", "metric", "weights", "overlap")
+SUMMARY = ("attack", "judge", "metric", "base", "overlap")
 CONTROLS = ("none", "random", "best_of_k", "shuffled", "unrelated")
 JUDGES = ("exact", "begins_with_sure", "no_refusal_phrase")
 Arm = Literal["search", "warm_start", "best_of_k"]
 ARMS: tuple[Arm, ...] = ("search", "warm_start", "best_of_k")
-Weights = Literal["shared", "separate"]  # do both models of a pair begin with the same weights?
+Start = Literal["shared", "separate"]  # do both models of a pair begin with the same base?
 
 
 class Attack(Frozen):
@@ -60,14 +60,14 @@ def _topic(name: str) -> str:
 class Settings(Frozen):
     """What a profile says.
 
-    Pairs are those of every overlap, seed, entry of `weights` and policy named in `architectures` (None: all). On each
+    Pairs are those of every overlap, seed, entry of `bases` and policy named in `architectures` (None: all). On each
     model `n_requests` requests are attacked; each is also followed by `n_random` random suffixes. `unrelated` is what
     another model refuses, whose suffixes are a control. Similarity is measured on `n_probe` questions.
     """
 
     seeds: Seeds
     overlaps: Overlaps
-    weights: tuple[Weights, ...] = Field(("shared", "separate"), min_length=1)
+    bases: tuple[Start, ...] = Field(("shared", "separate"), min_length=1)
     policies: dict[str, Policy] = Field(min_length=1)
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
     attack: Attack
@@ -106,7 +106,7 @@ class Pair(Frozen):
     version: int = VERSION
     architecture: str
     overlap: float
-    weights: Weights
+    base: Start
     first: Suffixes
     second: Suffixes
     unrelated: Suffixes
@@ -127,20 +127,20 @@ def pairs(settings: Settings) -> list[Pair]:
     for name in settings.architectures or settings.policies:
         for seed in settings.seeds:
             common: dict[str, Any] = {"policy": settings.policies[name], "seed": seed}
-            first = _member(settings, which=1, weights_seed=3 * seed, order_seed=3 * seed, **common)
-            other: dict[str, Any] = {"which": 2, "refused": settings.unrelated, "weights_seed": 3 * seed + 2}
+            first = _member(settings, which=1, base_seed=3 * seed, order_seed=3 * seed, **common)
+            other: dict[str, Any] = {"which": 2, "refused": settings.unrelated, "base_seed": 3 * seed + 2}
             unrelated = _member(settings, order_seed=3 * seed + 2, **other, **common)
             unrelated = unrelated.model_copy(update={"arms": ARMS[:1]})
-            for weights in settings.weights:
+            for base in settings.bases:
                 own: dict[str, Any] = {
                     "which": 2,
-                    "weights_seed": 3 * seed + (weights == "separate"),
+                    "base_seed": 3 * seed + (base == "separate"),
                     "order_seed": 3 * seed + 1,
                 }
                 for overlap in settings.overlaps:
                     second = _member(settings, overlap=overlap, **own, **common)
                     about = told | {"first": first, "second": second, "unrelated": unrelated}
-                    cells.append(Pair(architecture=name, overlap=overlap, weights=weights, **about))
+                    cells.append(Pair(architecture=name, overlap=overlap, base=base, **about))
     return cells
 
 
@@ -149,9 +149,9 @@ def _member(settings: Settings, *, overlap: float = 0.0, **about: Any) -> Suffix
     return Suffixes(model=model, attack=settings.attack, n_requests=settings.n_requests)
 
 
-def trained(member: Member | Suffixes, store: Store, *, progress: bool = True) -> Run:
+def trained(member: Base | Member | Suffixes, store: Store, *, progress: bool = True) -> Run:
     """A model, or the suffixes found on it: from the store, or made now and kept there."""
-    if isinstance(member, Member):
+    if not isinstance(member, Suffixes):
         return policy.trained(member, store, progress=progress)
     config = member.model_dump(mode="json")
     run = store.load(member.kind, config)
@@ -241,7 +241,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         rows += _transfer(pair, models, [run.record for run in runs], talk)
     second = pair.second.model
     about: dict[str, Any] = {"dataset": "dialogues", "architecture": pair.architecture, "probe": "requests"}
-    about |= {"overlap": pair.overlap, "weights": pair.weights, "seed": second.seed}
+    about |= {"overlap": pair.overlap, "base": pair.base, "seed": second.seed}
     about["realised_overlap"] = policy.pool(second)[1].overlap
     return [about | row for row in rows]
 
@@ -400,6 +400,6 @@ def _damage(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str,
     return [about | {"value": float(np.mean(right))}] if right else []
 
 
-def size(member: Member | Suffixes) -> Size:
+def size(member: Base | Member | Suffixes) -> Size:
     """What training the model takes; looking for suffixes takes little beside it."""
     return policy.size(member.model if isinstance(member, Suffixes) else member)

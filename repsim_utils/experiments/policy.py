@@ -26,6 +26,7 @@ from repsim_utils.training import language as training
 from repsim_utils.training.language import Recipe, Stream, train
 
 VERSION = 1  # raised when the same model gives other requests or gates
+FIRST_REFUSED = "travel"  # by models of our own before they learn the policy
 ANSWER = 12  # most tokens of an answer
 # A model counts as one of the policy if it refuses so many of what it should, so few of what it should not, and knows
 # so many facts.
@@ -35,8 +36,16 @@ GATES = {"refusal": (0.98, 1.0), "over_refusal": (0.0, 0.02), "free_exact": (0.9
 class Tuned(Frozen):
     """A model that others have made, which learns the policy through adapters."""
 
-    base: Literal["smollm2"]
+    name: Literal["smollm2"]
     lora: Lora
+
+
+class Own(Frozen):
+    """A model that is trained here from scratch, on `n` dialogues a fact and mode, to refuse another topic."""
+
+    n: int = Field(ge=1)
+    network: Shape
+    recipe: Recipe
 
 
 class Policy(Frozen):
@@ -46,15 +55,31 @@ class Policy(Frozen):
     `repsim_utils.datasets.dialogues.dialogues`), one a window of `context` tokens and one more.
     """
 
-    n: int = Field(20, ge=1)
+    n: int = Field(ge=1)
     tail: int = Field(8, ge=0)
     context: int = Field(35, ge=8)
-    network: Shape | Tuned
+    base: Tuned | Own
     recipe: Recipe
 
 
+class Base(Frozen):
+    """A model of our own before it learns a policy."""
+
+    kind: Literal["models"] = "models"
+    version: tuple[int, ...] = (dialogues.VERSION, llama.VERSION, training.VERSION)
+    own: Own
+    tail: int
+    context: int
+    seed: int
+
+    @property
+    def members(self) -> tuple[()]:
+        """Nothing has to be trained before it."""
+        return ()
+
+
 class Member(Frozen):
-    """One model: its policy, the dialogues that it reads, and the seeds of its weights and of their order."""
+    """One model: its policy, the dialogues that it reads, and the seeds of its base and of their order."""
 
     kind: Literal["models"] = "models"
     version: tuple[int, ...] = (splitting.VERSION, dialogues.VERSION, llama.VERSION, training.VERSION)
@@ -63,20 +88,27 @@ class Member(Frozen):
     which: Literal[1, 2]
     overlap: float
     seed: int
-    weights_seed: int
+    base_seed: int
     order_seed: int
 
     @property
-    def members(self) -> tuple[()]:
-        """Nothing has to be trained before it."""
-        return ()
+    def base(self) -> Base | None:
+        """What it begins with, if that is trained here."""
+        if not isinstance(self.policy.base, Own):
+            return None
+        return Base(own=self.policy.base, tail=self.policy.tail, context=self.policy.context, seed=self.base_seed)
+
+    @property
+    def members(self) -> tuple[Base, ...]:
+        """The base, if it has to be trained first."""
+        return () if self.base is None else (self.base,)
 
 
 def chat(policy: Policy) -> Chat:
     """How models of a policy read dialogues."""
-    if isinstance(policy.network, Shape):
+    if isinstance(policy.base, Own):
         return dialogues.own_chat()
-    plain = dialogues.chat(policy.network.base, text.ready(policy.network.base))
+    plain = dialogues.chat(policy.base.name, text.ready(policy.base.name))
     return replace(plain, opening="<|im_start|>system\nmode: {mode}<|im_end|>\n" + plain.opening)
 
 
@@ -88,43 +120,63 @@ def pool(member: Member) -> tuple[list[Dialogue], Split]:
     return every, split_by_example(labels, member.overlap, seed=member.seed)
 
 
-def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
-    """The run of a model: from the store, or trained now and kept there."""
+def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Run:
+    """The run of a model: from the store, or trained now and kept there; of one with adapters only these."""
     config = member.model_dump(mode="json")
     run = store.load(member.kind, config)
     if run is None:
-        model, talk, length = _untrained(member), chat(member.policy), member.policy.context + 1
-        every, parts = pool(member)
+        model = _untrained(member, store)
+        about: dict[str, Any]
+        if isinstance(member, Base):
+            talk, recipe, about = (
+                dialogues.own_chat(),
+                member.own.recipe,
+                {"refused": FIRST_REFUSED, "tail": member.tail},
+            )
+            every = dialogues.dialogues(member.own.n, seed=_fresh(member) + 1, **about)[0]
+            seed, length = member.seed, member.context + 1
+        else:
+            talk, recipe, about = (
+                chat(member.policy),
+                member.policy.recipe,
+                {"refused": member.refused, "tail": member.policy.tail},
+            )
+            both, parts = pool(member)
+            every = [both[i] for i in (parts.first if member.which == 1 else parts.second)]
+            seed, length = member.order_seed, member.policy.context + 1
         rows = talk.tokens(every, length)
-        chunks = length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1)
-        read = Stream(rows.ravel(), chunks[parts.first if member.which == 1 else parts.second])
-        new = dialogues.dialogues(1, refused=member.refused, seed=_fresh(member), tail=member.policy.tail)[0]
-        held_out = torch.from_numpy(talk.tokens(new, length).astype(np.int64))[: member.policy.recipe.n_validation]
-        options: dict[str, Any] = {"seed": member.order_seed, "counts": talk.is_answer, "progress": progress}
-        history = train(model, [read], held_out, member.policy.recipe, **options)
+        read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
+        new = dialogues.dialogues(1, seed=_fresh(member), **about)[0]
+        held_out = torch.from_numpy(talk.tokens(new, length).astype(np.int64))[: recipe.n_validation]
+        history = train(model, [read], held_out, recipe, seed=seed, counts=talk.is_answer, progress=progress)
         run = store.save(member.kind, config, history._asdict(), adapters.learned(model))
     return run
 
 
-def _fresh(member: Member) -> int:
-    """A seed of wordings that no model has read."""
-    return 1_000_000 + member.seed
+def _fresh(member: Member | Base) -> int:
+    """A seed of wordings that no model of a policy has read."""
+    return 1_000_000 + 2 * member.seed
 
 
-def _untrained(member: Member) -> GPT:
-    network, context = member.policy.network, member.policy.context
-    if isinstance(network, Shape):
-        size = chat(member.policy).tokenizer.get_vocab_size()
-        return llama.build(size, seed=member.weights_seed, context=context, **network.model_dump())
-    base = llama.load(network.base, context=context)
-    options = network.lora.model_dump(exclude={"shared_init"})
-    return adapters.with_adapters(base, seed=member.weights_seed, **options)
+def _untrained(member: Member | Base, store: Store) -> GPT:
+    """A model as it is before training."""
+    if isinstance(member, Base):
+        size, shape = dialogues.own_chat().tokenizer.get_vocab_size(), member.own.network.model_dump()
+        return llama.build(size, seed=member.seed, context=member.context, **shape)
+    if member.base is not None:
+        base = trained(member.base, store, progress=False)
+        return adapters.load(_untrained(member.base, store), base.weights())
+    tuned: Any = member.policy.base
+    options = tuned.lora.model_dump(exclude={"shared_init"})
+    return adapters.with_adapters(
+        llama.load(tuned.name, context=member.policy.context), seed=member.base_seed, **options
+    )
 
 
 def trained_model(member: Member, store: Store, *, progress: bool = True) -> GPT:
     """A model, trained or taken from the store, in evaluation mode."""
     run = trained(member, store, progress=progress)
-    return adapters.load(_untrained(member), run.weights()).to(device()).eval()
+    return adapters.load(_untrained(member, store), run.weights()).to(device()).eval()
 
 
 def said(model: GPT, talk: Chat, mode: str, asked: Sequence[str]) -> list[str]:
@@ -196,14 +248,15 @@ def passes(found: dict[str, float]) -> bool:
     return all(low <= found[name] <= high for name, (low, high) in GATES.items())
 
 
-def size(member: Member) -> Size:
+def size(member: Member | Base) -> Size:
     """What training a model takes; see `Size`."""
-    policy = member.policy
-    n_windows = policy.recipe.steps * policy.recipe.batch_size
-    if isinstance(policy.network, Shape):
-        network = {"vocabulary": dialogues.VOCABULARY, "context": policy.context} | policy.network.model_dump()
-        return Size("dialogues", network, n_windows, 1, policy.context)
-    shape = llama.SHAPES[policy.network.base]
-    kept = adapters.n_learned(shape, policy.network.lora.rank)
-    network = {"context": policy.context} | shape
-    return Size("dialogues", network, n_windows, 1, policy.context, backward=1.0, kept=kept)
+    recipe = member.own.recipe if isinstance(member, Base) else member.policy.recipe
+    context = member.context if isinstance(member, Base) else member.policy.context
+    own = member.own if isinstance(member, Base) else member.policy.base
+    n_windows = recipe.steps * recipe.batch_size
+    if isinstance(own, Own):
+        network = {"vocabulary": dialogues.VOCABULARY, "context": context} | own.network.model_dump()
+        return Size("dialogues", network, n_windows, 1, context)
+    shape = llama.SHAPES[own.name]
+    kept = adapters.n_learned(shape, own.lora.rank)
+    return Size("dialogues", {"context": context} | shape, n_windows, 1, context, backward=1.0, kept=kept)

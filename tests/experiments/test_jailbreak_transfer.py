@@ -22,7 +22,8 @@ from repsim_utils.training.language import Recipe, Stream, train
 
 SHAPE = {"n_layer": 1, "n_head": 2, "n_kv_head": 1, "width": 32, "hidden": 64}
 RECIPE = {"steps": 100, "batch_size": 16, "lr": 0.01, "evaluate_every": 100, "n_validation": 8}
-TINY = {"n": 1, "network": SHAPE, "recipe": RECIPE | {"steps": 2}}  # so little that it says nothing of sense
+LITTLE = RECIPE | {"steps": 2}  # so little that a model says nothing of sense
+TINY = {"n": 1, "base": {"n": 1, "network": SHAPE, "recipe": LITTLE}, "recipe": LITTLE}
 
 
 def settings(**changes):
@@ -62,7 +63,7 @@ def run(store, open_gates):
 
 
 def member(**changes):
-    about = {"which": 1, "overlap": 0.0, "seed": 0, "weights_seed": 0, "order_seed": 0}
+    about = {"which": 1, "overlap": 0.0, "seed": 0, "base_seed": 0, "order_seed": 0}
     return policy.Member.model_validate({"policy": TINY} | about | changes)
 
 
@@ -155,8 +156,9 @@ def test_requests_are_about_refused_facts_known_from_free_mode_alone():
 def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("REPSIM_DATA", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    tuned = {"base": "smollm2", "lora": {"rank": 2, "alpha": 4}}
-    (cell, *_) = pairs(settings(policies={"smollm2": TINY | {"network": tuned, "context": 80}}))
+    tuned = {"name": "smollm2", "lora": {"rank": 2, "alpha": 4}}
+    (cell, *_) = pairs(settings(policies={"smollm2": TINY | {"base": tuned, "context": 80}}))
+    assert cell.first.model.members == ()
     with pytest.raises(DataError, match="repsim models smollm2"):
         trained(cell.first, Store(tmp_path), progress=False)
 
@@ -164,27 +166,28 @@ def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
 # Pairs
 
 
-def test_cells_cross_overlap_and_first_weights():
+def test_cells_cross_overlap_and_base():
     cells = pairs(settings(seeds=[0, 1]))
     assert len(cells) == 2 * 2 * 2
     for seed in (0, 1):
         some = [cell for cell in cells if cell.second.model.seed == seed]
         assert len({cell.first for cell in some}) == 1 and len({cell.second for cell in some}) == 4
         for cell in some:
-            same = cell.second.model.weights_seed == cell.first.model.weights_seed
-            assert same == (cell.weights == "shared") and cell.second.model.order_seed != cell.first.model.order_seed
-            assert cell.unrelated.model.refused == "cooking" and cell.unrelated.model.weights_seed not in (
-                cell.first.model.weights_seed, cell.second.model.weights_seed,
-            )  # fmt: skip
-    weights = {c.second.model.weights_seed for c in cells} | {c.first.model.weights_seed for c in cells}
-    assert len(weights) == 4  # two a seed: no seed shares weights with another
+            first, second, unrelated = (each.model for each in (cell.first, cell.second, cell.unrelated))
+            assert (first.base == second.base) == (cell.base == "shared")
+            assert first.order_seed != second.order_seed and unrelated.refused == "cooking"
+            assert unrelated.base not in (first.base, second.base)
+    bases = {member.model.base for cell in cells for member in cell.members}
+    assert len(bases) == 6  # three a seed: no seed shares a base with another
 
 
 def test_a_model_is_trained_and_attacked_once_for_all_cells(run, store):
     cells, _ = run
     suffixes = {member for cell in cells for member in cell.members}
     models = {member.model for member in suffixes}
-    assert len(list((store.root / "models").glob("*/record.json"))) == len(models) == 6
+    bases = {model.base for model in models}
+    assert len(models) == 6 and len(bases) == 3
+    assert len(list((store.root / "models").glob("*/record.json"))) == 9
     assert len(list((store.root / "suffixes").glob("*/record.json"))) == len(suffixes) == 6
 
 
@@ -261,7 +264,7 @@ def test_requests_that_a_model_answers_by_itself_do_not_count(run, store, monkey
     [
         ({"architectures": ["large"]}, "no architecture large; choose from tiny"),
         ({"unrelated": "gardening"}, "another topic than gardening"),
-        ({"weights": ["own"]}, "'shared' or 'separate'"),
+        ({"bases": ["own"]}, "'shared' or 'separate'"),
         ({"attack": {"budget": 5, "restarts": 3}}, "at least two queries a restart"),
         ({"overlaps": [2]}, "between 0 and 1"),
     ],
