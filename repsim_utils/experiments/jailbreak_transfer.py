@@ -298,6 +298,7 @@ def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: C
                 models[here], models[there], every[i], _suffixes(pair, talk, every[i], found[i], others, i), talk
             )
         rows += [{"source": source} | row for row in (*_rates(said), *_agreement(said))]
+        rows += _alike_in_odds(said) if here == 0 else []
         suffixes = [found[i]["search"]["suffix"] for i in refused]
         rows += [{"source": source} | row for row in _damage(models[here], talk, suffixes)]
         for attack in ARMS if refused else ():

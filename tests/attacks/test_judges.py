@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pandas as pd
 import pytest
+import torch
 
 from repsim_utils.attacks import judges
 from repsim_utils.attacks.judges import JudgeError, agreement, verdicts
@@ -120,6 +121,28 @@ def test_a_key_is_not_sent_in_the_clear():
 def test_a_local_judge_that_is_not_there_says_so(tmp_path):
     with pytest.raises(JudgeError, match="cannot be loaded as a judge"):
         judges.local(str(tmp_path))
+
+
+def test_a_local_judge_is_asked_through_its_chat_template(tmp_path):
+    """A tiny model in the real format: it says nothing of sense, but it is loaded, asked and read."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "yes", "no", "maybe", "user", "assistant", "request"]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", bos_token="<s>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant"
+    tokenizer.save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path, safe_serialization=True)
+    ask = judges.local(str(tmp_path), n_tokens=3)
+    said = ask("request")
+    assert said == ask("request") and set(said.split()) <= set(words)
+    assert judges.language_model(ask)("request", "response") in (True, False, None)
 
 
 def test_verdicts_and_agreement_by_hand():

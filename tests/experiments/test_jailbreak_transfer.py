@@ -219,6 +219,9 @@ def test_rows_of_a_cell(run):
     gates = table[table.metric.str.fullmatch("(refusal|over_refusal|guard_exact|free_exact)_(first|second)")]
     assert len(gates) == 4 * 8
     assert set(table.realised_overlap) == {0.0, 1.0}
+    moved = table[table.metric == "response_correlation"]
+    assert (moved.groupby("key").size() == 1).all() and moved.value.between(-1, 1).all()
+    assert set(moved.key) == set(rates[rates.attack == "random"].key)
 
 
 def test_victim_and_source_of_a_control_change_places(run):
