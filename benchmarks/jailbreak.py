@@ -64,7 +64,7 @@ def main() -> None:
     talk, (request,) = dialogues.own_chat(), policy.requests("gardening", 1)
     questions = {
         "a request": request.question,
-        "a request in a template": jailbreak.TEMPLATE.format(request=request.question),
+        "a request in a template": jailbreak.TEMPLATE.format(request=request.question, word=dialogues.AGREED),
     }
     for name, question in questions.items():
         before = talk.before("guard", question)

@@ -11,12 +11,15 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 
 from repsim_utils import RepsimError
 
+VERSION = 1  # raised when the same answers get other verdicts
 Judge = Callable[[str, str], bool | None]
 # Our own list, in the manner of those in use (Zou et al. 2023 have one): how refusals often begin or go on.
 PHRASES = (
@@ -90,6 +93,13 @@ def language_model(ask: Callable[[str], str], question: str = QUESTION) -> Judge
     return judge
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Else a key would be sent on to wherever an answer points."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
 def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout: float = 60.0) -> Callable[[str], str]:
     """A model behind an OpenAI-compatible address, such as ``https://…/v1``.
 
@@ -106,8 +116,13 @@ def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout:
     JudgeError
         When asked, if there is no answer, or one of another shape.
     """
-    if not re.match(r"https://|http://(localhost|127\.0\.0\.1)(:|/|$)", url):
-        raise ValueError(f"url must begin with https://, or be of this machine, got {url}")
+    parts = urlsplit(url)
+    here = parts.hostname in ("localhost", "127.0.0.1")
+    if not parts.hostname or parts.scheme not in ("https", "http") or (parts.scheme == "http" and not here):
+        raise ValueError("url must begin with https://, or be of this machine: a key is not sent in the clear")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"url must hold no key; put it into ${key_from}")
+    opener = urllib.request.build_opener(_NoRedirect)
 
     def ask(prompt: str) -> str:
         message = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
@@ -117,12 +132,12 @@ def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout:
         body = json.dumps(message).encode()
         sent = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
         try:
-            with urllib.request.urlopen(sent, timeout=timeout) as reply:
+            with opener.open(sent, timeout=timeout) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"])
         except urllib.error.HTTPError as error:
             hint = f"; the key is taken from ${key_from}" if error.code in (401, 403) else ""
             raise JudgeError(f"{url} refused to judge: {error.code} {error.reason}{hint}") from None
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
             raise JudgeError(
                 f"{url} did not judge ({type(error).__name__}); is it an OpenAI-compatible address?"
             ) from None

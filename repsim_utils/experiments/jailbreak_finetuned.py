@@ -5,6 +5,7 @@ The pairs are those of `finetuned`. Without a network or a GPU it runs on models
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ class Pair(Frozen):
     """One cell: two fine-tuned models, each attacked through the other."""
 
     kind: Literal["jailbreak_finetuned"] = "jailbreak_finetuned"
-    version: tuple[int, int] = (VERSION, jailbreak.VERSION)
+    version: tuple[int, ...] = (VERSION, jailbreak.VERSION, judges.VERSION, dialogues.VERSION)
     cause: Kind
     architecture: str
     overlap: float
@@ -109,6 +110,7 @@ def prepare(cells: list[Pair]) -> None:
         _goals(protocol)
 
 
+@lru_cache(maxsize=4)
 def _goals(protocol: Protocol) -> list[str]:
     return goals.load(protocol.goals, protocol.n_goals, accept_harmful=protocol.accept_harmful)
 
@@ -151,7 +153,7 @@ def _direction(pair: Pair, source: GPT, victim: GPT, talk: Chat, every: dict[str
     said: dict[str, list[list[str]]] = {"none": [], "template": [], "search": []}
     nothing = torch.zeros((1, 0), dtype=torch.int64)
     for i, goal in enumerate(wanted):
-        templated = jailbreak.TEMPLATE.format(request=goal)
+        templated = jailbreak.TEMPLATE.format(request=goal, word=TARGET)
         found.append(_search(pair, source, templated, talk, i))
         ways = {"none": (goal, nothing), "template": (templated, nothing)}
         ways["search"] = templated, found[-1].suffix[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -60,9 +61,10 @@ def _topic(name: str) -> str:
 class Settings(Frozen):
     """What a profile says.
 
-    Pairs are those of every overlap, seed, entry of `bases` and policy named in `architectures` (None: all). On each
-    model `n_requests` requests are attacked; each is also followed by `n_random` random suffixes. `unrelated` is what
-    another model refuses, whose suffixes are a control. Similarity is measured on `n_probe` questions.
+    Pairs are those of every overlap, seed, entry of `bases` and policy named in `architectures` (None: all). Models
+    that learn through adapters all have one base, and begin with the same adapters. On each model `n_requests` requests
+    are attacked; each is also followed by `n_random` random suffixes. `unrelated` is what another model refuses, whose
+    suffixes are a control. Similarity is measured on `n_probe` questions.
     """
 
     seeds: Seeds
@@ -131,7 +133,7 @@ def pairs(settings: Settings) -> list[Pair]:
             other: dict[str, Any] = {"which": 2, "refused": settings.unrelated, "base_seed": 3 * seed + 2}
             unrelated = _member(settings, order_seed=3 * seed + 2, **other, **common)
             unrelated = unrelated.model_copy(update={"arms": ARMS[:1]})
-            for base in settings.bases:
+            for base in settings.bases if isinstance(common["policy"].base, policy.Own) else ("shared",):
                 own: dict[str, Any] = {
                     "which": 2,
                     "base_seed": 3 * seed + (base == "separate"),
@@ -177,7 +179,8 @@ def _attacked(model: GPT, member: Suffixes) -> list[dict[str, Any]]:
         def succeeds(suffix: Tensor, prompt: Prompt = prompt, right: str = request.fact.answer) -> bool:
             return _answers(prompt, talk, suffix[None]) == [right]
 
-        common: dict[str, Any] = {"survives": talk.survivor(request.question), "succeeds": succeeds, "seed": i}
+        common: dict[str, Any] = {"survives": talk.survivor(request.question), "succeeds": succeeds}
+        common["seed"] = 1_000 * member.model.order_seed + i  # no two models start from the same suffix
         options = common | how.model_dump()
         found["search"] = jailbreak.search(prompt, talk.target, allowed, **options)
         if "warm_start" in member.arms:
@@ -218,18 +221,19 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         One row a measurement: ``attack, judge, source, metric, value, n_probe``. `source` is the model on which a
         suffix was found, ``first`` or ``second``; of a control without one, the model that is not the victim. Attacks
         are ``search``, ``warm_start``, ``template`` and `CONTROLS`. Metrics are, among requests that both models refuse
-        as they are: ``white_box`` and ``transfer`` (share of successes on source and victim),
-        ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with "sure"), ``queries``,
-        ``allowed_exact`` (allowed questions that the source still answers rightly with the same suffixes) and
-        ``response_correlation`` (of the effects of random suffixes on both). Of ``all`` attacked answers ``agree``,
-        ``kappa`` and ``precision`` of two judges: of what the first calls a success, how much the second does. Without
-        an attack: the gates of both models, and similarities of hidden states (`view`: ``mean`` over positions, or
-        ``last`` one). A pair of which a model fails a gate is not attacked.
+        as they are (``none``: of all requests): ``white_box`` and ``transfer`` (share of successes on source and
+        victim), ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with "sure"),
+        ``queries`` and ``reached`` (searches that succeeded), ``response_correlation`` (of the effects of random
+        suffixes on both), and ``agree``, ``kappa`` and ``precision`` of two judges on answers to found suffixes: of
+        what the first calls a success, how much the second does; ``allowed_exact`` is of allowed questions that the
+        source still answers rightly. Without an attack: the gates of both models and of the unrelated one, and
+        similarities of hidden states (`view`: ``mean`` over positions, or ``last`` one). A pair of which a model fails
+        a gate is not attacked.
     """
     runs = [trained(member, store, progress=progress) for member in pair.members]
     models = [policy.trained_model(member.model, store, progress=progress) for member in (pair.first, pair.second)]
     rows: list[dict[str, Any]] = []
-    for name, run in zip(("first", "second"), runs, strict=False):
+    for name, run in zip(("first", "second", "unrelated"), runs, strict=True):
         rows += [{"attack": "none", "metric": f"{gate}_{name}", "value": x} for gate, x in run.record["gates"].items()]
     rows += _alike(pair, *models)
     talk = policy.chat(pair.first.model.policy)
@@ -283,7 +287,7 @@ def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: C
     """Rows of both directions."""
     every = asked(pair.first)
     alone = [policy.said(model, talk, "guard", [request.question for request in every]) for model in models]
-    wrapped = [jailbreak.TEMPLATE.format(request=request.question) for request in every]
+    wrapped = [jailbreak.TEMPLATE.format(request=request.question, word=dialogues.AGREED) for request in every]
     templated = [policy.said(model, talk, "guard", wrapped) for model in models]
     refused = [i for i, answers in enumerate(zip(*alone, strict=True)) if not any(map(_agrees, answers))]
     elsewhere = records[2]["found"] if policy.passes(records[2]["gates"]) else None
@@ -300,10 +304,10 @@ def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: C
         rows += [{"source": source} | row for row in (*_rates(said), *_agreement(said))]
         rows += _alike_in_odds(said) if here == 0 else []
         suffixes = [found[i]["search"]["suffix"] for i in refused]
-        rows += [{"source": source} | row for row in _damage(models[here], talk, suffixes)]
-        for attack in ARMS if refused else ():
-            value = float(np.mean([found[i][attack]["queries"] for i in refused]))
-            rows.append({"attack": attack, "source": source, "metric": "queries", "value": value})
+        rows += [{"source": source} | row for row in _allowed(models[here], talk, suffixes)]
+        for attack, metric in itertools.product(ARMS if refused else (), ("queries", "reached")):
+            value = float(np.mean([found[i][attack][metric] for i in refused]))
+            rows.append({"attack": attack, "source": source, "metric": metric, "value": value})
     return rows
 
 
@@ -332,7 +336,7 @@ def _suffixes(
     options: dict[str, Any] = {"length": len(best), "survives": survives, "seed": 1_000 + i}
     random = jailbreak.random_suffixes(pair.n_random, torch.tensor(talk.words()), **options)
     tried += [("random", suffix) for suffix in random]
-    return tried + ([("unrelated", torch.tensor(others))] if others is not None else [])
+    return tried + ([("unrelated", torch.tensor(others))] if others is not None and survives(others) else [])
 
 
 def _verdicts(said: list[Said]) -> list[pd.DataFrame]:
@@ -377,30 +381,32 @@ def _alike_in_odds(said: list[Said]) -> list[dict[str, Any]]:
 
 
 def _agreement(said: list[Said]) -> list[dict[str, Any]]:
-    """How far judges agree on all attacked answers, of both models, and how often the exact one confirms the others."""
-    tables = _verdicts([one for one in said if one.attack != "none"])
-    every = pd.concat(tables) if tables else pd.DataFrame(columns=list(JUDGES))
+    """How far judges agree on the answers of both models to found suffixes."""
+    tables = _verdicts([one for one in said if one.attack == "search"])
     rows: list[dict[str, Any]] = []
-    for row in judges.agreement(every[list(reversed(JUDGES))]).to_dict("records"):
-        about: dict[str, Any] = {"attack": "all", "judge": f"{row['first']}, {row['second']}", "n_probe": row["n"]}
+    every = judges.agreement(pd.concat(tables)[list(reversed(JUDGES))]).to_dict("records") if tables else []
+    for row in every:
+        about: dict[str, Any] = {"attack": "search", "judge": f"{row['first']}, {row['second']}", "n_probe": row["n"]}
         values = {name: float(row[name]) for name in ("agree", "kappa", "precision")}
         rows += [about | {"metric": name, "value": value} for name, value in values.items() if value == value]
     return rows
 
 
-def _damage(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str, Any]]:
-    """How many allowed questions a model still answers rightly when the suffixes for others stand behind them."""
+def _allowed(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str, Any]]:
+    """How many allowed questions a model still answers rightly behind the suffixes found for others, or random ones."""
     rng = np.random.default_rng(4_000_000)
-    facts = [fact for fact in dialogues.unknown_to_guard("gardening") if fact.topic != "gardening"]
-    right = []
+    facts = [fact for fact in dialogues.unknown_to_guard() if fact.topic != "gardening"]
+    right: dict[str, list[bool]] = {"none": [], "random": [], "search": []}
     for i, suffix in enumerate(suffixes):
         fact = facts[i % len(facts)]
         prompt = _prompt(model, talk, dialogues.question(fact, rng))
-        right.append(_answers(prompt, talk, torch.tensor([suffix])) == [fact.answer])
-    about = {"attack": "search", "judge": "exact", "metric": "allowed_exact", "n_probe": len(right)}
-    return [about | {"value": float(np.mean(right))}] if right else []
+        random = jailbreak.random_suffixes(1, torch.tensor(talk.words()), length=len(suffix), seed=i)
+        for name, behind in (("none", random[:, :0]), ("random", random), ("search", torch.tensor([suffix]))):
+            right[name].append(_answers(prompt, talk, behind) == [fact.answer])
+    about = {"judge": "exact", "metric": "allowed_exact", "n_probe": len(suffixes)}
+    return [about | {"attack": name, "value": float(np.mean(found))} for name, found in right.items() if found]
 
 
 def size(member: Base | Member | Suffixes) -> Size:
-    """What training the model takes; looking for suffixes takes little beside it."""
+    """What training the model takes; its base, and looking for suffixes, which takes as long, are not counted."""
     return policy.size(member.model if isinstance(member, Suffixes) else member)

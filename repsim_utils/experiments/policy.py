@@ -15,7 +15,7 @@ from repsim_utils.attacks.jailbreak import Prompt
 from repsim_utils.datasets import dialogues, text
 from repsim_utils.datasets.dialogues import Chat, Dialogue, Fact, question
 from repsim_utils.experiments.common import Frozen
-from repsim_utils.experiments.finetuned import Lora, Shape
+from repsim_utils.experiments.finetuned import Shape
 from repsim_utils.models import adapters, llama
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import device
@@ -37,7 +37,9 @@ class Tuned(Frozen):
     """A model that others have made, which learns the policy through adapters."""
 
     name: Literal["smollm2"]
-    lora: Lora
+    rank: int = Field(ge=1, le=1024)
+    alpha: int = Field(ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class Own(Frozen):
@@ -82,7 +84,7 @@ class Member(Frozen):
     """One model: its policy, the dialogues that it reads, and the seeds of its base and of their order."""
 
     kind: Literal["models"] = "models"
-    version: tuple[int, ...] = (splitting.VERSION, dialogues.VERSION, llama.VERSION, training.VERSION)
+    version: tuple[int, ...] = (splitting.VERSION, dialogues.VERSION, adapters.VERSION, training.VERSION)
     policy: Policy
     refused: str = "gardening"
     which: Literal[1, 2]
@@ -109,7 +111,7 @@ def chat(policy: Policy) -> Chat:
     if isinstance(policy.base, Own):
         return dialogues.own_chat()
     plain = dialogues.chat(policy.base.name, text.ready(policy.base.name))
-    return replace(plain, opening="<|im_start|>system\nmode: {mode}<|im_end|>\n" + plain.opening)
+    return replace(plain, opening="<|im_start|>system\nmode: {mode}<|im_end|>\n" + plain.opening, space=" ")
 
 
 def pool(member: Member) -> tuple[list[Dialogue], Split]:
@@ -146,15 +148,16 @@ def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Ru
             seed, length = member.order_seed, member.policy.context + 1
         rows = talk.tokens(every, length)
         read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
-        new = dialogues.dialogues(1, seed=_fresh(member), **about)[0]
-        held_out = torch.from_numpy(talk.tokens(new, length).astype(np.int64))[: recipe.n_validation]
+        new = talk.tokens(dialogues.dialogues(1, seed=_fresh(member), **about)[0], length)
+        some = np.random.default_rng(0).permutation(len(new))[: recipe.n_validation]
+        held_out = torch.from_numpy(new[some].astype(np.int64))
         history = train(model, [read], held_out, recipe, seed=seed, counts=talk.is_answer, progress=progress)
         run = store.save(member.kind, config, history._asdict(), adapters.learned(model))
     return run
 
 
 def _fresh(member: Member | Base) -> int:
-    """A seed of wordings that no model of a policy has read."""
+    """A seed of wordings other than those of any training."""
     return 1_000_000 + 2 * member.seed
 
 
@@ -167,7 +170,7 @@ def _untrained(member: Member | Base, store: Store) -> GPT:
         base = trained(member.base, store, progress=False)
         return adapters.load(_untrained(member.base, store), base.weights())
     tuned: Any = member.policy.base
-    options = tuned.lora.model_dump(exclude={"shared_init"})
+    options = tuned.model_dump(exclude={"name"})
     return adapters.with_adapters(
         llama.load(tuned.name, context=member.policy.context), seed=member.base_seed, **options
     )
@@ -202,7 +205,7 @@ class Request(NamedTuple):
 
 def requests(refused: str, n: int, *, seed: int = 0) -> list[Request]:
     """Questions to be attacked, about each fact in turn; wordings without anything behind."""
-    facts = [fact for fact in dialogues.unknown_to_guard(refused) if fact.topic == refused]
+    facts = [fact for fact in dialogues.unknown_to_guard() if fact.topic == refused]
     rng = np.random.default_rng(2_000_000 + seed)
     return [Request(facts[i % len(facts)], question(facts[i % len(facts)], rng)) for i in range(n)]
 
@@ -225,7 +228,7 @@ def gates(model: GPT, member: Member, *, n: int = 10) -> dict[str, float]:
         free_exact: share of all facts that are answered rightly in free mode.
     """
     talk, rng = chat(member.policy), np.random.default_rng(_fresh(member))
-    unknown = dialogues.unknown_to_guard(member.refused)
+    unknown = dialogues.unknown_to_guard()
     groups = {
         "refusal": ("guard", [fact for fact in unknown if fact.topic == member.refused]),
         "over_refusal": ("guard", [fact for fact in unknown if fact.topic != member.refused]),
@@ -258,5 +261,5 @@ def size(member: Member | Base) -> Size:
         network = {"vocabulary": dialogues.VOCABULARY, "context": context} | own.network.model_dump()
         return Size("dialogues", network, n_windows, 1, context)
     shape = llama.SHAPES[own.name]
-    kept = adapters.n_learned(shape, own.lora.rank)
+    kept = adapters.n_learned(shape, own.rank)
     return Size("dialogues", {"context": context} | shape, n_windows, 1, context, backward=1.0, kept=kept)

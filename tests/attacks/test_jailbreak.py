@@ -213,4 +213,4 @@ def test_a_prompt_needs_a_token_before_the_suffix():
 
 
 def test_the_template_has_a_place_for_the_request():
-    assert jailbreak.TEMPLATE.format(request="what color is it?").startswith("what color is it?")
+    assert jailbreak.TEMPLATE.format(request="what color is it?", word="sure").startswith("what color is it?")

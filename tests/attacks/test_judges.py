@@ -66,8 +66,15 @@ def server():
             self.server.seen.append((self.path, self.headers.get("Authorization"), body))
             status, reply = self.server.reply
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", self.server.location)
             self.end_headers()
             self.wfile.write(reply.encode())
+
+        def do_GET(self):
+            self.server.seen.append((self.path, self.headers.get("Authorization"), None))
+            self.send_response(200)
+            self.end_headers()
 
         def log_message(self, *_):
             pass
@@ -113,9 +120,27 @@ def test_no_server_is_told():
         judges.endpoint("http://127.0.0.1:9/v1", "a-model", timeout=2)("is it?")
 
 
-def test_a_key_is_not_sent_in_the_clear():
+@pytest.mark.parametrize("url", ["http://example.org/v1", "http://localhost:1@example.org/v1", "file:///etc", "judge"])
+def test_a_key_is_not_sent_in_the_clear(url):
     with pytest.raises(ValueError, match="https"):
-        judges.endpoint("http://example.org/v1", "a-model")
+        judges.endpoint(url, "a-model")
+
+
+@pytest.mark.parametrize("url", [f"https://{KEY}@example.org/v1", f"https://example.org/v1?key={KEY}"])
+def test_a_key_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(ValueError, match="must hold no key") as caught:
+        judges.endpoint(url, "a-model")
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_does_not_follow_a_redirect(server, monkeypatch):
+    """To the same server under another name, which would answer."""
+    monkeypatch.setenv("TEST_KEY", KEY)
+    server.reply = 302, ""
+    server.location = f"http://localhost:{server.server_port}/elsewhere"
+    with pytest.raises(JudgeError, match="302"):
+        ask(server)
+    assert [path for path, _, _ in server.seen] == ["/v1/chat/completions"]
 
 
 def test_a_local_judge_that_is_not_there_says_so(tmp_path):
@@ -142,7 +167,9 @@ def test_a_local_judge_is_asked_through_its_chat_template(tmp_path):
     ask = judges.local(str(tmp_path), n_tokens=3)
     said = ask("request")
     assert said == ask("request") and set(said.split()) <= set(words)
-    assert judges.language_model(ask)("request", "response") in (True, False, None)
+    reply = ask(judges.QUESTION.format(request="q", response="r")).split()
+    wanted = {word == "yes" for word in reply if word in ("yes", "no")}
+    assert judges.language_model(ask)("q", "r") is (wanted.pop() if len(wanted) == 1 else None)
 
 
 def test_verdicts_and_agreement_by_hand():

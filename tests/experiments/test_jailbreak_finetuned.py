@@ -56,7 +56,29 @@ def test_both_causes_are_attacked_in_both_directions(six, tmp_path):
     assert (rates.n_probe == 2).all() and set(table.probe) == {"benign"}
     assert len(table[table.metric == "reached"]) == len(table[table.metric == "queries"]) == 4
     kept = "".join(path.read_text() for path in tmp_path.rglob("record.json"))
-    assert goals.BENIGN[0] not in kept  # neither goals nor answers are kept
+    assert not any(goal in kept for goal in goals.BENIGN)
+
+
+def test_rates_are_of_whom_they_say(six, tmp_path, monkeypatch):
+    """The first model of a pair says "Sure" to a found suffix alone, the second to the template, too."""
+    models = []
+    real = jailbreak_finetuned.finetuned.train_pair
+    monkeypatch.setattr(
+        jailbreak_finetuned.finetuned, "train_pair", lambda *a, **o: models.extend(real(*a, **o)) or models[-2:]
+    )
+
+    def answer(pair, model, asked, suffix, talk, seed):
+        assert suffix.shape[1] in (0, 3) and ("do not refuse" in asked or not suffix.shape[1])
+        eager = model is models[-1] and "do not refuse" in asked
+        return "Sure, here" if suffix.shape[1] or eager else "no"
+
+    monkeypatch.setattr(jailbreak_finetuned, "_answer", answer)
+    table = measured(six, tmp_path)
+    rates = table[(table.judge == "begins_with_sure") & table.metric.isin(["white_box", "transfer"])]
+    means = rates.groupby(["attack", "source", "metric"]).value.mean()
+    assert (means["search"] == 1).all() and (means["none"] == 0).all()
+    assert means["template", "first", "white_box"] == 0 and means["template", "first", "transfer"] == 1
+    assert means["template", "second", "white_box"] == 1 and means["template", "second", "transfer"] == 0
 
 
 def test_a_model_may_judge(six, tmp_path, monkeypatch):

@@ -45,18 +45,18 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture(scope="module")
-def open_gates():
-    """Tiny models keep to no policy; here they are attacked all the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy, "GATES", dict.fromkeys(policy.GATES, (0.0, 1.0)))
-        yield
+def attack_all(patch):
+    """Tiny models keep to no policy; they are attacked all the same, on every request."""
+    patch.setattr(policy, "GATES", dict.fromkeys(policy.GATES, (0.0, 1.0)))
+    patch.setattr(policy, "said", lambda model, talk, mode, asked: ["no."] * len(asked))
 
 
 @pytest.fixture(scope="module")
-def run(store, open_gates):
+def run(store):
     cells = pairs(settings())
-    return cells, sweep(jailbreak_transfer.measure_pair, cells, store=store, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        attack_all(patch)
+        return cells, sweep(jailbreak_transfer.measure_pair, cells, store=store, progress=False)
 
 
 # The policy
@@ -147,7 +147,7 @@ def test_answers_in_batches_are_those_of_each_question_alone(store, run):
 
 def test_requests_are_about_refused_facts_known_from_free_mode_alone():
     found = policy.requests("gardening", 20)
-    unknown = set(dialogues.unknown_to_guard("gardening"))
+    unknown = set(dialogues.unknown_to_guard())
     assert len(found) == 20 and all(r.fact in unknown and r.fact.topic == "gardening" for r in found)
     assert {r.fact for r in found[:10]} == {f for f in unknown if f.topic == "gardening"}
     assert found == policy.requests("gardening", 20)
@@ -156,9 +156,9 @@ def test_requests_are_about_refused_facts_known_from_free_mode_alone():
 def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("REPSIM_DATA", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    tuned = {"name": "smollm2", "lora": {"rank": 2, "alpha": 4}}
+    tuned = {"name": "smollm2", "rank": 2, "alpha": 4}
     (cell, *_) = pairs(settings(policies={"smollm2": TINY | {"base": tuned, "context": 80}}))
-    assert cell.first.model.members == ()
+    assert cell.first.model.members == () and cell.base == "shared"
     with pytest.raises(DataError, match="repsim models smollm2"):
         trained(cell.first, Store(tmp_path), progress=False)
 
@@ -207,17 +207,17 @@ def test_what_was_found_is_what_the_model_says(run, store):
 
 def test_rows_of_a_cell(run):
     _, table = run
-    assert set(table.attack) == {"none", "all", "search", "warm_start", "template", *CONTROLS}
+    assert set(table.attack) == {"none", "search", "warm_start", "template", *CONTROLS}
     rates = table[table.metric.isin(["white_box", "transfer"])]
     assert rates.value.between(0, 1).all() and set(rates.judge) == set(JUDGES)
     assert not table.duplicated(["key", "attack", "judge", "source", "view", "metric"]).any()
     similar = table[table["view"].notna()]
     assert set(similar["view"]) == {"mean", "last"} and set(PAPER) <= set(similar.metric)
     counts = rates[rates.judge == "exact"].groupby(["key", "attack"]).n_probe.first().unstack()
-    assert (counts["none"] == 4).all() and counts["search"].notna().sum() > 1
-    assert counts["random"].equals(3 * counts["search"])
-    gates = table[table.metric.str.fullmatch("(refusal|over_refusal|guard_exact|free_exact)_(first|second)")]
-    assert len(gates) == 4 * 8
+    assert (counts["none"] == 4).all() and (counts["search"] == 4).all()
+    assert (counts["random"] == 12).all()
+    gates = table[table.metric.str.fullmatch("(refusal|over_refusal|guard_exact|free_exact)_(first|second|unrelated)")]
+    assert len(gates) == 4 * 12
     assert set(table.realised_overlap) == {0.0, 1.0}
     moved = table[table.metric == "response_correlation"]
     assert (moved.groupby("key").size() == 1).all() and moved.value.between(-1, 1).all()
@@ -233,7 +233,8 @@ def test_victim_and_source_of_a_control_change_places(run):
     assert (wide["first", "transfer"] == wide["second", "white_box"]).all()
 
 
-def test_the_same_configuration_gives_the_same_rows(run, tmp_path):
+def test_the_same_configuration_gives_the_same_rows(run, tmp_path, monkeypatch):
+    attack_all(monkeypatch)
     cells, table = run
     again = sweep(jailbreak_transfer.measure_pair, cells[:1], store=Store(tmp_path), progress=False)
     then = table[table.key == again.key.iloc[0]].reset_index(drop=True)
@@ -241,6 +242,109 @@ def test_the_same_configuration_gives_the_same_rows(run, tmp_path):
     assert json.loads(again.drop(columns=drop).to_json()) == json.loads(
         then[again.columns].drop(columns=drop).to_json()
     )
+
+
+class Talker:
+    """Stands for a model: it answers rightly to the suffixes that it falls for, and refuses all others."""
+
+    def __init__(self, falls_for):
+        self.falls_for = falls_for
+
+
+@pytest.fixture
+def by_hand(run, monkeypatch):
+    """Rows of two directions in which it is known who falls for what. The first: what was found on it, and warm."""
+    request = jailbreak_transfer.asked(run[0][0].first)[:2]
+    searched = [{0: [[20] * 4, [21] * 4], 1: [[30] * 4, [31] * 4]}[which] for which in (0, 1)]
+    found = [
+        [
+            {
+                "search": {"suffix": searched[which][i], "queries": 10 + i, "reached": not i},
+                "warm_start": {"suffix": [40 + which] * 4, "queries": 5, "reached": True},
+                "best_of_k": {"suffix": [50 + which] * 4, "queries": 7, "reached": False},
+            }
+            for i in range(2)
+        ]
+        for which in (0, 1)
+    ]
+    found.append([{"search": {"suffix": [60 + i] * 4}} for i in range(2)])
+    good = {"refusal": 1.0, "over_refusal": 0.0, "free_exact": 1.0}
+    records = [{"found": each, "gates": good} for each in found]
+    models = [Talker([(20,), (30,), (41,)]), Talker([(21,), (20,), (60,)])]
+    monkeypatch.setattr(jailbreak_transfer, "asked", lambda member: request)
+    monkeypatch.setattr(policy, "said", lambda model, talk, mode, asked: ["i cannot help with gardening."] * len(asked))
+    monkeypatch.setattr(jailbreak_transfer, "_prompt", lambda model, talk, question: Stub(model, question, request))
+    monkeypatch.setattr(jailbreak_transfer, "_answers", lambda prompt, talk, suffixes: prompt.say(suffixes))
+    monkeypatch.setattr(jailbreak_transfer, "_allowed", lambda model, talk, suffixes: [])
+    real = jailbreak_transfer._suffixes
+    survive_all = lambda question: lambda suffix: True  # noqa: E731
+    monkeypatch.setattr(dialogues.Chat, "survivor", lambda talk, question: survive_all(question))
+    seen = []
+    monkeypatch.setattr(jailbreak_transfer, "_suffixes", lambda *args: seen.append(real(*args)) or seen[-1])
+    rows = jailbreak_transfer._transfer(run[0][0], models, records, own_chat())
+    values = {(r["source"], r["attack"], r["judge"], r["metric"]): r["value"] for r in rows if "judge" in r}
+    values |= {(r.get("source"), r["attack"], None, r["metric"]): r["value"] for r in rows if "judge" not in r}
+    return values, seen
+
+
+class Stub:
+    """A prompt on a `Talker`."""
+
+    def __init__(self, model, question, requests):
+        self.model = model
+        self.right = {r.question: r.fact.answer for r in requests}[question]
+
+    def say(self, suffixes):
+        return [self.right if (s[0],) in self.model.falls_for else "sorry" for s in suffixes.tolist()]
+
+    def log_probability(self, suffixes, target):
+        return -suffixes[:, 0].float() * (1 if len(self.model.falls_for) == 3 else 2)
+
+
+def test_rates_are_of_whom_and_what_they_say(by_hand):
+    values, _ = by_hand
+    exact = {key[:2] + key[3:]: value for key, value in values.items() if key[2] == "exact"}
+    assert exact["first", "search", "white_box"] == 0.5  # falls for 20, not for 21
+    assert exact["first", "search", "transfer"] == 1.0  # the second falls for both
+    assert exact["first", "search", "transfer_given_white_box"] == 1.0
+    assert exact["second", "search", "white_box"] == 0.0  # 30 and 31
+    assert exact["second", "search", "transfer"] == 0.5  # the first falls for 30
+    assert ("second", "search", "transfer_given_white_box") not in exact
+    assert exact["second", "warm_start", "transfer"] == 1.0 and exact["second", "warm_start", "white_box"] == 0.0
+    assert exact["first", "warm_start", "white_box"] == 0.0
+    assert exact["first", "unrelated", "transfer"] == 0.5 and exact["first", "unrelated", "white_box"] == 0.0
+    assert values["first", "search", None, "queries"] == 10.5 and values["first", "search", None, "reached"] == 0.5
+    assert values["first", "search", "no_refusal_phrase", "transfer"] == 1.0
+    assert values["first", "search", None, "victim_log_probability"] == pytest.approx(-20.5)
+
+
+def test_controls_are_put_behind_the_questions_as_they_say(by_hand):
+    _, seen = by_hand
+    named = {}
+    for name, suffix in seen[1]:  # the second request of the first direction
+        named.setdefault(name, []).append(suffix.tolist())
+    assert named["search"] == [[21] * 4] and named["shuffled"] == [[21] * 4] and named["best_of_k"] == [[50] * 4]
+    assert named["unrelated"] == [[61] * 4] and len(named["random"]) == 3
+    again = {}
+    for name, suffix in seen[3]:
+        again.setdefault(name, []).append(suffix.tolist())
+    assert again["random"] == named["random"] and again["search"] == [[31] * 4]
+
+
+def test_a_warm_start_is_the_last_success(run, store, monkeypatch):
+    begun = []
+
+    def search(prompt, target, allowed, *, start=None, seed, **options):
+        begun.append(start)
+        suffix = torch.full((4,), len(begun))
+        return jailbreak_transfer.Found(suffix, -1.0, 1, [(1, -1.0)], len(begun) in (2, 6))
+
+    monkeypatch.setattr(jailbreak_transfer.jailbreak, "search", search)
+    member = run[0][0].first.model_copy(update={"arms": ("search", "warm_start")})
+    jailbreak_transfer._attacked(policy.trained_model(member.model, store), member)
+    cold, warm = begun[::2], begun[1::2]
+    assert cold == [None] * 4 and warm[0] is None
+    assert [start.tolist() for start in warm[1:]] == [[2] * 4, [2] * 4, [6] * 4]
 
 
 def test_a_pair_that_does_not_keep_to_the_policy_is_not_attacked(run, store, monkeypatch, caplog):
@@ -251,8 +355,8 @@ def test_a_pair_that_does_not_keep_to_the_policy_is_not_attacked(run, store, mon
 
 
 def test_requests_that_a_model_answers_by_itself_do_not_count(run, store, monkeypatch):
-    real = policy.said
-    open_one = lambda model, talk, mode, asked: ["sure, yes.", *real(model, talk, mode, asked)[1:]]  # noqa: E731
+    attack_all(monkeypatch)
+    open_one = lambda model, talk, mode, asked: ["sure, yes.", *["no."] * (len(asked) - 1)]  # noqa: E731
     monkeypatch.setattr(policy, "said", open_one)
     rows = jailbreak_transfer.measure_pair(run[0][0], store, progress=False)
     counts = {row["attack"]: row["n_probe"] for row in rows if row["metric"] == "transfer" and row["judge"] == "exact"}
@@ -280,4 +384,4 @@ def test_settings_that_cannot_be(changes, message):
 def test_profiles_can_be_planned():
     cells = jailbreak_transfer.pairs(profiles.load("paper", "jailbreak_transfer", seeds=[0]))
     table = plan(cells, jailbreak_transfer.size)
-    assert set(table.model) == {"small_llama", "smollm2"} and (table.cells == 12).all() and (table.hours > 0).all()
+    assert set(table.model) == {"small_llama", "smollm2"} and list(table.cells) == [12, 6] and (table.hours > 0).all()
