@@ -147,7 +147,7 @@ def test_without_patience_the_last_weights_are_kept_with_it_the_best(monkeypatch
     stream = whole(counted(60))
     held_out, given, seen = windows([stream], 2, 8), [3.0, 2.0, 2.5, 2.6, 2.7, 2.8], []
 
-    def told(model, tokens):
+    def told(model, tokens, counts):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return given[len(seen) - 1]
 
@@ -181,3 +181,22 @@ def test_what_cannot_be_trained_is_told():
         train(model, [stream], windows([stream], 2, 8), wild, seed=0, progress=False)
     with pytest.raises(ValidationError):
         Recipe(steps=0, batch_size=1, lr=1, evaluate_every=1)
+
+
+def test_only_tokens_that_count_are_learned():
+    """Windows whose second half is something else: nothing differs if that half does not count."""
+    first_half = lambda rows: (torch.arange(rows.shape[1]) < 9).expand(rows.shape)  # noqa: E731
+    tokens = torch.randint(50, (40, 17), generator=torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[:, 9:] = 50 - other[:, 9:]
+    losses, weights = [], []
+    for rows in (tokens, other):
+        model = build(51, seed=0, **SMALL | {"context": 16})
+        chunks = 17 * np.stack([np.arange(40), np.arange(1, 41)], 1)
+        recipe = Recipe(steps=5, batch_size=8, lr=0.01, evaluate_every=5)
+        read = Stream(rows.numpy().ravel(), chunks)
+        history = train(model, [read], rows[:4], recipe, seed=0, counts=first_half, progress=False)
+        losses.append(history.curve[-1])
+        weights.append(torch.cat([weight.flatten() for weight in model.parameters()]))
+    assert losses[0] == losses[1] and torch.equal(*weights)
+    assert evaluate(model, tokens[:4]) != evaluate(model, other[:4])
