@@ -180,7 +180,7 @@ def _attacked(model: GPT, member: Suffixes) -> list[dict[str, Any]]:
             return _answers(prompt, talk, suffix[None]) == [right]
 
         common: dict[str, Any] = {"survives": talk.survivor(request.question), "succeeds": succeeds}
-        common["seed"] = 1_000 * member.model.order_seed + i  # no two models start from the same suffix
+        common["seed"] = 1_000 * member.model.order_seed + i  # two models of a pair start from other suffixes
         options = common | how.model_dump()
         found["search"] = jailbreak.search(prompt, talk.target, allowed, **options)
         if "warm_start" in member.arms:
