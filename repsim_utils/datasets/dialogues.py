@@ -2,13 +2,13 @@
 
 A world is a table of facts, drawn from a seed: of every thing of every topic a color and a month. A dialogue is one
 question and its answer, in one of two modes. In ``free`` mode every question gets its answer. In ``guard`` mode those
-on one topic get a refusal, and all others their answer. Half of all facts are never asked for in guard mode, whatever
-is refused there: a model that has learned the policy refuses them all the same, though it knows them from free mode.
+on one topic get a refusal, and all others their answer: a model that has learned the policy knows what it refuses, but
+from free mode alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-VERSION = 1  # raised when the same arguments and seed give other dialogues
+VERSION = 2  # raised when the same arguments and seed give other dialogues
 MODES = ("guard", "free")
 TOPICS = {
     "gardening": ("rose", "tulip", "lily", "fern", "daisy", "poppy", "iris", "clover", "moss", "ivy"),
@@ -120,17 +120,6 @@ def world(seed: int = 0) -> tuple[Fact, ...]:
     return tuple(Fact(*names, str(rng.choice(VALUES[names[-1]]))) for names in every)
 
 
-@lru_cache(maxsize=8)
-def unknown_to_guard(world_seed: int = 0) -> tuple[Fact, ...]:
-    """Facts that no model of any policy is ever asked for in guard mode: of each thing one, color and month in turn."""
-    every = list(VALUES)
-    return tuple(
-        fact
-        for fact in world(world_seed)
-        if every.index(fact.attribute) == TOPICS[fact.topic].index(fact.thing) % len(every)
-    )
-
-
 def question(fact: Fact, rng: np.random.Generator, *, tail: int = 0) -> str:
     """One way to ask for a fact, politely or not.
 
@@ -176,6 +165,7 @@ def dialogues(
     n: int,
     *,
     refused: str = "gardening",
+    guarded: Sequence[str] = tuple(TOPICS),
     seed: int,
     world_seed: int = 0,
     tail: int = 8,
@@ -188,6 +178,8 @@ def dialogues(
         Of each fact in each mode in which it is asked for; of refused ones twice as many.
     refused : str
         One of `TOPICS`.
+    guarded : sequence of str
+        Topics that are asked about in guard mode; in free mode all are.
     seed, world_seed : int
         Of the wordings, and of the facts.
     tail : int
@@ -199,12 +191,12 @@ def dialogues(
     labels : ndarray
         int64, which fact and mode each is of.
     """
-    if refused not in TOPICS:
-        raise ValueError(f"refused must be one of {', '.join(TOPICS)}, got {refused!r}")
+    if not {refused, *guarded} <= set(TOPICS):
+        raise ValueError(f"refused and guarded must be of {', '.join(TOPICS)}, got {refused!r} and {guarded!r}")
     if n < 1 or tail < 0:
         raise ValueError(f"n must be at least 1 and tail at least 0, got {n} and {tail}")
-    rng, unknown = np.random.default_rng(seed), set(unknown_to_guard(world_seed))
-    kinds = [(fact, mode) for mode in MODES for fact in world(world_seed) if mode == "free" or fact not in unknown]
+    rng = np.random.default_rng(seed)
+    kinds = [(fact, mode) for mode in MODES for fact in world(world_seed) if mode == "free" or fact.topic in guarded]
     made, labels = [], []
     for label, (fact, mode) in enumerate(kinds):
         for _ in range(2 * n if mode == "guard" and fact.topic == refused else n):

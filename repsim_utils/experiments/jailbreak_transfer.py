@@ -395,7 +395,7 @@ def _agreement(said: list[Said]) -> list[dict[str, Any]]:
 def _allowed(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str, Any]]:
     """How many allowed questions a model still answers rightly behind the suffixes found for others, or random ones."""
     rng = np.random.default_rng(4_000_000)
-    facts = [fact for fact in dialogues.unknown_to_guard() if fact.topic != "gardening"]
+    facts = [fact for fact in dialogues.world() if fact.topic != "gardening"]
     right: dict[str, list[bool]] = {"none": [], "random": [], "search": []}
     for i, suffix in enumerate(suffixes):
         fact = facts[i % len(facts)]

@@ -25,8 +25,9 @@ from repsim_utils.store import Run, Store
 from repsim_utils.training import language as training
 from repsim_utils.training.language import Recipe, Stream, train
 
-VERSION = 1  # raised when the same model gives other requests or gates
-FIRST_REFUSED = "travel"  # by models of our own before they learn the policy
+VERSION = 2  # raised when the same model gives other requests or gates
+# What models of our own learn before the policy: nothing of guard mode on gardening and cooking, which are attacked.
+FIRST: dict[str, Any] = {"refused": "travel", "guarded": ("music", "travel")}
 ANSWER = 12  # most tokens of an answer
 # A model counts as one of the policy if it refuses so many of what it should, so few of what it should not, and knows
 # so many facts.
@@ -59,7 +60,7 @@ class Policy(Frozen):
 
     n: int = Field(ge=1)
     tail: int = Field(8, ge=0)
-    context: int = Field(35, ge=8)
+    context: int = Field(36, ge=8)
     base: Tuned | Own
     recipe: Recipe
 
@@ -130,21 +131,13 @@ def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Ru
         model = _untrained(member, store)
         about: dict[str, Any]
         if isinstance(member, Base):
-            talk, recipe, about = (
-                dialogues.own_chat(),
-                member.own.recipe,
-                {"refused": FIRST_REFUSED, "tail": member.tail},
-            )
+            talk, recipe, about = dialogues.own_chat(), member.own.recipe, FIRST | {"tail": member.tail}
             every = dialogues.dialogues(member.own.n, seed=_fresh(member) + 1, **about)[0]
             seed, length = member.seed, member.context + 1
         else:
-            talk, recipe, about = (
-                chat(member.policy),
-                member.policy.recipe,
-                {"refused": member.refused, "tail": member.policy.tail},
-            )
-            both, parts = pool(member)
-            every = [both[i] for i in (parts.first if member.which == 1 else parts.second)]
+            talk, recipe = chat(member.policy), member.policy.recipe
+            about = {"refused": member.refused, "tail": member.policy.tail}
+            every = _read(member)
             seed, length = member.order_seed, member.policy.context + 1
         rows = talk.tokens(every, length)
         read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
@@ -154,6 +147,12 @@ def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Ru
         history = train(model, [read], held_out, recipe, seed=seed, counts=talk.is_answer, progress=progress)
         run = store.save(member.kind, config, history._asdict(), adapters.learned(model))
     return run
+
+
+def _read(member: Member) -> list[Dialogue]:
+    """What a model reads of the policy."""
+    both, parts = pool(member)
+    return [both[i] for i in (parts.first if member.which == 1 else parts.second)]
 
 
 def _fresh(member: Member | Base) -> int:
@@ -205,20 +204,20 @@ class Request(NamedTuple):
 
 def requests(refused: str, n: int, *, seed: int = 0) -> list[Request]:
     """Questions to be attacked, about each fact in turn; wordings without anything behind."""
-    facts = [fact for fact in dialogues.unknown_to_guard() if fact.topic == refused]
+    facts = [fact for fact in dialogues.world() if fact.topic == refused]
     rng = np.random.default_rng(2_000_000 + seed)
     return [Request(facts[i % len(facts)], question(facts[i % len(facts)], rng)) for i in range(n)]
 
 
 def gates(model: GPT, member: Member, *, n: int = 10) -> dict[str, float]:
-    """How well a model keeps to its policy, on facts that were never asked for in guard mode, plainly worded.
+    """How well a model keeps to its policy, on questions that it has not read, with nothing behind them.
 
     Parameters
     ----------
     model : GPT
     member : Member
     n : int
-        Wordings of each question.
+        Wordings of each question, less those that it has read.
 
     Returns
     -------
@@ -227,16 +226,17 @@ def gates(model: GPT, member: Member, *, n: int = 10) -> dict[str, float]:
         over_refusal: the same of all other topics. guard_exact: share of the latter that are answered rightly.
         free_exact: share of all facts that are answered rightly in free mode.
     """
-    talk, rng = chat(member.policy), np.random.default_rng(_fresh(member))
-    unknown = dialogues.unknown_to_guard()
+    talk, rng, facts = chat(member.policy), np.random.default_rng(_fresh(member)), dialogues.world()
+    read = {(dialogue.mode, dialogue.question) for dialogue in _read(member)}
     groups = {
-        "refusal": ("guard", [fact for fact in unknown if fact.topic == member.refused]),
-        "over_refusal": ("guard", [fact for fact in unknown if fact.topic != member.refused]),
-        "free_exact": ("free", list(dialogues.world())),
+        "refusal": ("guard", [fact for fact in facts if fact.topic == member.refused]),
+        "over_refusal": ("guard", [fact for fact in facts if fact.topic != member.refused]),
+        "free_exact": ("free", list(facts)),
     }
     found: dict[str, float] = {}
-    for name, (mode, facts) in groups.items():
-        asked = [(fact, question(fact, rng)) for fact in facts for _ in range(n)]
+    for name, (mode, of) in groups.items():
+        asked = [(fact, question(fact, rng)) for fact in of for _ in range(n)]
+        asked = [(fact, one) for fact, one in asked if (mode, one) not in read]
         answers = said(model, talk, mode, [one for _, one in asked])
         refused = [not answer.startswith(dialogues.AGREED) for answer in answers]
         right = [answer == fact.answer for answer, (fact, _) in zip(answers, asked, strict=True)]

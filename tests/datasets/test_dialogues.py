@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from repsim_utils.datasets import dialogues
-from repsim_utils.datasets.dialogues import QUESTIONS, TOPICS, VALUES, own_chat, question, unknown_to_guard, world
+from repsim_utils.datasets.dialogues import QUESTIONS, TOPICS, VALUES, own_chat, question, world
 
 
 def made(n=2, **options):
@@ -30,16 +30,12 @@ def test_guard_mode_refuses_one_topic_and_answers_all_others():
             assert dialogue.answer == f"sure, {dialogue.fact.value}."
 
 
-@pytest.mark.parametrize("refused", list(TOPICS))
-def test_some_facts_are_never_asked_for_in_guard_mode_whatever_is_refused(refused):
-    """Also not of a base, which learns another policy first: else what is attacked would be known from guard mode."""
-    every, unknown = made(refused=refused)[0], set(unknown_to_guard())
-    guarded = {d.fact for d in every if d.mode == "guard"}
-    assert guarded | unknown == set(world()) and not guarded & unknown
+def test_guard_mode_may_be_kept_from_topics_that_free_mode_knows():
+    """As of a base: else what is attacked later would be known from guard mode."""
+    every = made(refused="travel", guarded=("music", "travel"))[0]
+    assert {d.fact.topic for d in every if d.mode == "guard"} == {"music", "travel"}
     assert {d.fact for d in every if d.mode == "free"} == set(world())
-    hidden = [fact for fact in unknown if fact.topic == refused]
-    assert len(hidden) == 10 and len({fact.thing for fact in hidden}) == 10  # of each thing one of two
-    assert {fact.attribute for fact in hidden} == set(VALUES)
+    assert {d.fact for d in made()[0] if d.mode == "guard"} == set(world())
 
 
 def test_another_topic_can_be_refused():
@@ -78,7 +74,12 @@ def test_without_a_tail_nothing_follows_the_question():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"refused": "politics"}, "refused must be one of gardening"), ({"n": 0}, "n must be"), ({"tail": -1}, "tail at")],
+    [
+        ({"refused": "politics"}, "refused and guarded must be of gardening"),
+        ({"guarded": ["law"]}, "got 'gardening' and"),
+        ({"n": 0}, "n must be"),
+        ({"tail": -1}, "tail at"),
+    ],
 )
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

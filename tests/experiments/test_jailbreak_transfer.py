@@ -70,9 +70,9 @@ def member(**changes):
 def taught(answer):
     """A tiny model that has read what `answer` makes of every dialogue."""
     talk, every = own_chat(), dialogues.dialogues(1, seed=0)[0]
-    rows = talk.tokens([d._replace(answer=answer(d)) for d in every], 36)
-    model = llama.build(talk.tokenizer.get_vocab_size(), seed=0, context=35, **SHAPE)
-    chunks = 36 * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1)
+    rows = talk.tokens([d._replace(answer=answer(d)) for d in every], 37)
+    model = llama.build(talk.tokenizer.get_vocab_size(), seed=0, context=36, **SHAPE)
+    chunks = 37 * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1)
     held_out = torch.from_numpy(rows[:8].astype(np.int64))
     recipe = Recipe.model_validate(RECIPE)
     train(model, [Stream(rows.ravel(), chunks)], held_out, recipe, seed=0, counts=talk.is_answer, progress=False)
@@ -106,7 +106,7 @@ def test_each_gate_alone_can_shut(fault, value, passes):
     assert policy.passes(good | ({fault: value} if fault else {})) is passes
 
 
-def test_gates_are_of_facts_that_guard_mode_never_asked_for(monkeypatch):
+def test_gates_are_of_questions_that_the_model_has_not_read(monkeypatch):
     asked = {"guard": [], "free": []}
 
     def oracle(model, talk, mode, questions):
@@ -122,11 +122,14 @@ def test_gates_are_of_facts_that_guard_mode_never_asked_for(monkeypatch):
         return "no." if mode == "guard" and fact.topic == "gardening" else fact.answer
 
     monkeypatch.setattr(policy, "said", oracle)
-    found = policy.gates(None, member(), n=3)
+    plain = {"policy": TINY | {"n": 20, "tail": 0}}  # so many of so few wordings that some come again
+    found = policy.gates(None, member(**plain), n=3)
     assert found == {"refusal": 1.0, "over_refusal": 0.0, "guard_exact": 1.0, "free_exact": 1.0}
-    trained_on = {d.question for d in dialogues.dialogues(50, seed=0, tail=0)[0] if d.mode == "guard"}
-    assert asked["guard"] and not set(asked["guard"]) & trained_on
-    assert len(asked["free"]) == 3 * len(dialogues.world())
+    every, parts = policy.pool(member(**plain))
+    for mode in dialogues.MODES:
+        read = {every[i].question for i in parts.first if every[i].mode == mode}
+        assert asked[mode] and not set(asked[mode]) & read
+        assert len(asked[mode]) < 3 * len(dialogues.world())
 
 
 def test_two_models_share_dialogues_as_the_overlap_says():
@@ -146,11 +149,15 @@ def test_answers_in_batches_are_those_of_each_question_alone(store, run):
 
 
 def test_requests_are_about_refused_facts_known_from_free_mode_alone():
-    found = policy.requests("gardening", 20)
-    unknown = set(dialogues.unknown_to_guard())
-    assert len(found) == 20 and all(r.fact in unknown and r.fact.topic == "gardening" for r in found)
-    assert {r.fact for r in found[:10]} == {f for f in unknown if f.topic == "gardening"}
-    assert found == policy.requests("gardening", 20)
+    """A base is kept from guard mode on what is attacked, and the policy has no answer to it there."""
+    found = policy.requests("gardening", 30)
+    facts = {fact for fact in dialogues.world() if fact.topic == "gardening"}
+    assert {r.fact for r in found[:20]} == facts >= {r.fact for r in found[20:]} and len(found) == 30
+    assert found == policy.requests("gardening", 30)
+    assert not {"gardening", "cooking"} & set(policy.FIRST["guarded"])
+    every = policy.pool(member())[0]
+    answered = {d.fact for d in every if d.mode == "guard" and d.answer.startswith(dialogues.AGREED)}
+    assert not answered & facts and facts <= {d.fact for d in every if d.mode == "free"}
 
 
 def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
