@@ -39,7 +39,7 @@ def rates(seconds: float, before: list[int]) -> tuple[float, float, float]:
     size, shape = talk.tokenizer.get_vocab_size(), own.network.model_dump()
     model = llama.build(size, seed=0, context=256, **shape).eval()
     length, batch = settings.attack.length, settings.attack.batch
-    suffixes = jailbreak.random_suffixes(batch, torch.tensor(talk.printable()), length=length, seed=0)
+    suffixes = jailbreak.random_suffixes(batch, torch.tensor(talk.words()), length=length, seed=0)
     prompt = Prompt(model, before, talk.after)
     ways = {
         "batches": lambda: prompt.log_probability(suffixes, talk.target),

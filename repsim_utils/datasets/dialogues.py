@@ -294,6 +294,11 @@ class Chat:
         shown = {i: self.decode([i]) for i in every}
         return [i for i, text in shown.items() if text.strip() and text.isascii() and text.isprintable()]
 
+    def words(self) -> list[int]:
+        """Tokens of the words that may follow a question, but for those in pieces: what a suffix may be made of."""
+        every = [self.encode(f" {word}") for word in _words()]
+        return sorted(tokens[0] for tokens in every if len(tokens) == 1)
+
 
 def chat(name: str, tokenizer: Tokenizer) -> Chat:
     """The format of a model that is known by its tokenizer (see `repsim_utils.datasets.text.library`).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Sequence
@@ -28,8 +27,7 @@ from repsim_utils.store import Run, Store
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "jailbreak_transfer"
-VERSION = 2  # raised when a search finds other suffixes
-PAIR_VERSION = 3  # raised when the same pair gives other measurements
+VERSION = 1  # raised when the same pair gives other measurements
 SUMMARY = ("attack", "judge", "metric", "base", "overlap")
 CONTROLS = ("none", "random", "best_of_k", "shuffled", "unrelated")
 JUDGES = ("exact", "begins_with_sure", "no_refusal_phrase")
@@ -107,7 +105,7 @@ class Pair(Frozen):
     """One cell: two models of the policy, each attacked through the other."""
 
     kind: Literal["jailbreak_transfer"] = "jailbreak_transfer"
-    version: int = PAIR_VERSION
+    version: int = VERSION
     architecture: str
     overlap: float
     base: Start
@@ -174,7 +172,7 @@ def asked(member: Suffixes) -> list[Request]:
 def _attacked(model: GPT, member: Suffixes) -> list[dict[str, Any]]:
     """For each request, what a search from a random suffix, one from the last success, and the best of random found."""
     talk, how, warm = policy.chat(member.model.policy), member.attack, None
-    allowed, rows = torch.tensor(talk.printable()), []
+    allowed, rows = torch.tensor(talk.words()), []
     for i, request in enumerate(asked(member)):
         prompt, found = _prompt(model, talk, request.question), {}
 
@@ -222,16 +220,15 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     list of dict
         One row a measurement: ``attack, judge, source, metric, value, n_probe``. `source` is the model on which a
         suffix was found, ``first`` or ``second``; of a control without one, the model that is not the victim. Attacks
-        are ``search``, ``warm_start``, ``template``, `CONTROLS`, and ``exchanged``: the found suffix on both models,
-        after tokens that neither has ever read have exchanged their vectors. Metrics are, among requests that both
-        models refuse as they are (``none``: of all requests): ``white_box`` and ``transfer`` (share of successes on
-        source and victim), ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with
-        "sure"), ``queries`` and ``reached`` (searches that succeeded), ``unread_tokens`` (share of tokens that neither
-        model has read), ``response_correlation`` (of the effects of random suffixes on both), and ``agree``, ``kappa``
-        and ``precision`` of two judges on answers to found suffixes: of what the first calls a success, how much the
-        second does; ``allowed_exact`` is of allowed questions that the source still answers rightly. Without an attack:
-        the gates of both models and of the unrelated one, and similarities of hidden states (`view`: ``mean`` over
-        positions, or ``last`` one). A pair of which a model fails a gate is not attacked.
+        are ``search``, ``warm_start``, ``template`` and `CONTROLS`. Metrics are, among requests that both models refuse
+        as they are (``none``: of all requests): ``white_box`` and ``transfer`` (share of successes on source and
+        victim), ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with "sure"),
+        ``queries`` and ``reached`` (searches that succeeded), ``response_correlation`` (of the effects of random
+        suffixes on both), and ``agree``, ``kappa`` and ``precision`` of two judges on answers to found suffixes: of
+        what the first calls a success, how much the second does; ``allowed_exact`` is of allowed questions that the
+        source still answers rightly. Without an attack: the gates of both models and of the unrelated one, and
+        similarities of hidden states (`view`: ``mean`` over positions, or ``last`` one). A pair of which a model fails
+        a gate is not attacked.
     """
     runs = [trained(member, store, progress=progress) for member in pair.members]
     models = [policy.trained_model(member.model, store, progress=progress) for member in (pair.first, pair.second)]
@@ -289,8 +286,6 @@ class Said(NamedTuple):
 def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: Chat) -> list[dict[str, Any]]:
     """Rows of both directions."""
     every = asked(pair.first)
-    unread = sorted(set.intersection(*(set(policy.unread(one.model)) for one in (pair.first, pair.second))))
-    swapped = [exchanged(model, unread) for model in models]
     alone = [policy.said(model, talk, "guard", [request.question for request in every]) for model in models]
     wrapped = [jailbreak.TEMPLATE.format(request=request.question, word=dialogues.AGREED) for request in every]
     templated = [policy.said(model, talk, "guard", wrapped) for model in models]
@@ -306,32 +301,14 @@ def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: C
             said += _tried(
                 models[here], models[there], every[i], _suffixes(pair, talk, every[i], found[i], others, i), talk
             )
-            best = [("exchanged", torch.tensor(found[i]["search"]["suffix"]))]
-            said += _tried(swapped[here], swapped[there], every[i], best, talk)
         rows += [{"source": source} | row for row in (*_rates(said), *_agreement(said))]
         rows += _alike_in_odds(said) if here == 0 else []
         suffixes = [found[i]["search"]["suffix"] for i in refused]
         rows += [{"source": source} | row for row in _allowed(models[here], talk, suffixes)]
-        share = {"search": np.isin(suffixes, unread).mean(), "random": np.isin(talk.printable(), unread).mean()}
-        for attack, value in share.items():
-            rows.append({"attack": attack, "source": source, "metric": "unread_tokens", "value": float(value)})
         for attack, metric in itertools.product(ARMS if refused else (), ("queries", "reached")):
             value = float(np.mean([found[i][attack][metric] for i in refused]))
             rows.append({"attack": attack, "source": source, "metric": metric, "value": value})
     return rows
-
-
-def exchanged(model: GPT, tokens: Sequence[int], *, seed: int = 0) -> GPT:
-    """A copy of a model in which some tokens have exchanged their vectors, at random.
-
-    Of tokens that it has never read: such a copy answers all that it has learned as before, but a suffix of such tokens
-    is no longer what it was.
-    """
-    other = copy.deepcopy(model)
-    weight, some = other.body.get_input_embeddings().weight, torch.tensor(tokens, dtype=torch.int64)
-    with torch.no_grad():
-        weight[some] = weight[some[torch.randperm(len(some), generator=torch.Generator().manual_seed(seed))]]
-    return other
 
 
 def _tried(source: GPT, victim: GPT, request: Request, tried: list[tuple[str, Tensor]], talk: Chat) -> list[Said]:
@@ -357,7 +334,7 @@ def _suffixes(
     tried: list[tuple[str, Tensor]] = [(name, torch.tensor(found[name]["suffix"])) for name in ARMS]
     tried.append(("shuffled", jailbreak.shuffled(best, survives=survives, seed=i)))
     options: dict[str, Any] = {"length": len(best), "survives": survives, "seed": 1_000 + i}
-    random = jailbreak.random_suffixes(pair.n_random, torch.tensor(talk.printable()), **options)
+    random = jailbreak.random_suffixes(pair.n_random, torch.tensor(talk.words()), **options)
     tried += [("random", suffix) for suffix in random]
     return tried + ([("unrelated", torch.tensor(others))] if others is not None and survives(others) else [])
 
@@ -423,7 +400,7 @@ def _allowed(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str
     for i, suffix in enumerate(suffixes):
         fact = facts[i % len(facts)]
         prompt = _prompt(model, talk, dialogues.question(fact, rng))
-        random = jailbreak.random_suffixes(1, torch.tensor(talk.printable()), length=len(suffix), seed=i)
+        random = jailbreak.random_suffixes(1, torch.tensor(talk.words()), length=len(suffix), seed=i)
         for name, behind in (("none", random[:, :0]), ("random", random), ("search", torch.tensor([suffix]))):
             right[name].append(_answers(prompt, talk, behind) == [fact.answer])
     about = {"judge": "exact", "metric": "allowed_exact", "n_probe": len(suffixes)}

@@ -130,13 +130,14 @@ def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Ru
     if run is None:
         model = _untrained(member, store)
         about: dict[str, Any]
-        every = _read(member)
         if isinstance(member, Base):
             talk, recipe, about = dialogues.own_chat(), member.own.recipe, FIRST | {"tail": member.tail}
+            every = dialogues.dialogues(member.own.n, seed=_fresh(member) + 1, **about)[0]
             seed, length = member.seed, member.context + 1
         else:
             talk, recipe = chat(member.policy), member.policy.recipe
             about = {"refused": member.refused, "tail": member.policy.tail}
+            every = _read(member)
             seed, length = member.order_seed, member.policy.context + 1
         rows = talk.tokens(every, length)
         read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
@@ -148,22 +149,10 @@ def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Ru
     return run
 
 
-def _read(member: Member | Base) -> list[Dialogue]:
-    """What a model reads, without what its base has read."""
-    if isinstance(member, Base):
-        return dialogues.dialogues(member.own.n, seed=_fresh(member) + 1, tail=member.tail, **FIRST)[0]
+def _read(member: Member) -> list[Dialogue]:
+    """What a model reads of the policy."""
     both, parts = pool(member)
     return [both[i] for i in (parts.first if member.which == 1 else parts.second)]
-
-
-def unread(member: Member) -> list[int]:
-    """Tokens for suffixes that neither a model nor its base has ever read; none if the base was made by others."""
-    if member.base is None:
-        return []
-    talk = chat(member.policy)
-    every = [*_read(member.base), *_read(member)]
-    known = {token for d in every for token in talk.before(d.mode, d.question) + talk.said(d.answer)}
-    return [token for token in talk.printable() if token not in known]
 
 
 def _fresh(member: Member | Base) -> int:

@@ -214,7 +214,7 @@ def test_what_was_found_is_what_the_model_says(run, store):
 
 def test_rows_of_a_cell(run):
     _, table = run
-    assert set(table.attack) == {"none", "search", "warm_start", "template", "exchanged", *CONTROLS}
+    assert set(table.attack) == {"none", "search", "warm_start", "template", *CONTROLS}
     rates = table[table.metric.isin(["white_box", "transfer"])]
     assert rates.value.between(0, 1).all() and set(rates.judge) == set(JUDGES)
     assert not table.duplicated(["key", "attack", "judge", "source", "view", "metric"]).any()
@@ -238,26 +238,6 @@ def test_victim_and_source_of_a_control_change_places(run):
     wide = random.pivot_table(index=["key", "judge"], columns=["source", "metric"], values="value")
     assert (wide["first", "white_box"] == wide["second", "transfer"]).all()
     assert (wide["first", "transfer"] == wide["second", "white_box"]).all()
-
-
-def test_vectors_that_were_exchanged_are_of_unread_tokens_alone(store, run):
-    """Such a copy answers what it knows as before, to the last digit of what it says of tokens that it has read."""
-    (pair, *_), _ = run
-    model, talk = policy.trained_model(pair.first.model, store), own_chat()
-    unread = policy.unread(pair.first.model)
-    read = {token for d in policy.pool(pair.first.model)[0] for token in talk.before(d.mode, d.question)}
-    assert len(unread) > 100 and not read & set(unread) and set(unread) < set(talk.printable())
-    other = jailbreak_transfer.exchanged(model, unread)
-    before, after = (each.body.get_input_embeddings().weight for each in (model, other))
-    moved = (before != after).any(1).nonzero()[:, 0].tolist()
-    assert set(moved) <= set(unread) and len(moved) > 0.9 * len(unread)
-    assert before[unread].sort(0).values.equal(after[unread].sort(0).values)
-    question = torch.tensor([talk.before("guard", policy.requests("gardening", 1)[0].question)])
-    known = [token for token in range(len(before)) if token not in moved]
-    assert torch.equal(model(question)[..., known], other(question)[..., known])
-    strange = torch.tensor([[*question[0].tolist(), *moved[:4]]])
-    assert not torch.allclose(model(strange)[..., known], other(strange)[..., known])
-    assert jailbreak_transfer.exchanged(model, []).body.get_input_embeddings().weight.equal(before)
 
 
 def test_the_same_configuration_gives_the_same_rows(run, tmp_path, monkeypatch):
@@ -303,7 +283,6 @@ def by_hand(run, monkeypatch):
     monkeypatch.setattr(jailbreak_transfer, "_prompt", lambda model, talk, question: Stub(model, question, request))
     monkeypatch.setattr(jailbreak_transfer, "_answers", lambda prompt, talk, suffixes: prompt.say(suffixes))
     monkeypatch.setattr(jailbreak_transfer, "_allowed", lambda model, talk, suffixes: [])
-    monkeypatch.setattr(jailbreak_transfer, "exchanged", lambda model, tokens: Talker([(20,)] if len(tokens) else []))
     real = jailbreak_transfer._suffixes
     survive_all = lambda question: lambda suffix: True  # noqa: E731
     monkeypatch.setattr(dialogues.Chat, "survivor", lambda talk, question: survive_all(question))
@@ -338,10 +317,6 @@ def test_rates_are_of_whom_and_what_they_say(by_hand):
     assert exact["second", "search", "white_box"] == 0.0  # 30 and 31
     assert exact["second", "search", "transfer"] == 0.5  # the first falls for 30
     assert ("second", "search", "transfer_given_white_box") not in exact
-    assert (
-        exact["first", "exchanged", "transfer"] == exact["first", "exchanged", "white_box"] == 0.5
-    )  # both for 20 alone
-    assert exact["second", "exchanged", "transfer"] == 0.0
     assert exact["second", "warm_start", "transfer"] == 1.0 and exact["second", "warm_start", "white_box"] == 0.0
     assert exact["first", "warm_start", "white_box"] == 0.0
     assert exact["first", "unrelated", "transfer"] == 0.5 and exact["first", "unrelated", "white_box"] == 0.0
