@@ -27,7 +27,7 @@ from repsim_utils.store import Run, Store
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "jailbreak_transfer"
-VERSION = 1  # raised when the same pair gives other measurements
+VERSION = 3  # raised when the same pair gives other measurements
 SUMMARY = ("attack", "judge", "metric", "base", "overlap")
 CONTROLS = ("none", "random", "best_of_k", "shuffled", "unrelated")
 JUDGES = ("exact", "begins_with_sure", "no_refusal_phrase")

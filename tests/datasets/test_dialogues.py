@@ -121,4 +121,4 @@ def test_suffixes_are_of_words_that_name_no_thing():
 
 @pytest.mark.parametrize("refused", list(TOPICS))
 def test_dialogues_of_every_policy_fit_a_window_of_the_profiles(refused):
-    assert own_chat().tokens(made(20, refused=refused)[0], 36).shape[1] == 36
+    assert own_chat().tokens(made(20, refused=refused)[0], 37).shape[1] == 37
