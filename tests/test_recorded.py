@@ -3,10 +3,21 @@
 import os
 import re
 
+import pandas as pd
 import pytest
 
 from repsim_utils import analysis, charts, profiles, published
-from repsim_utils.experiments import adversarial_transfer, changes, finetuned, language, reading, task_only, vision
+from repsim_utils.experiments import (
+    adversarial_transfer,
+    changes,
+    finetuned,
+    jailbreak_transfer,
+    language,
+    policy,
+    reading,
+    task_only,
+    vision,
+)
 from repsim_utils.files import data_folder
 from repsim_utils.metrics import PAPER
 from repsim_utils.models import llama
@@ -19,7 +30,7 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 def test_the_files_are_those_that_are_tested_here():
     sweeps = [f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("language", "vision")]
-    assert sorted(["adversarial_transfer", "task_only", *sweeps, *FINETUNED]) == FILES
+    assert sorted(["adversarial_transfer", "jailbreak_transfer", "task_only", *sweeps, *FINETUNED]) == FILES
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -441,6 +452,136 @@ def test_a_cell_of_attacks_comes_out_again(store):
     assert len(both) == len(again) == len(then)
     for row in both[both.metric != "transfer_all_right"].itertuples():
         assert row.value == pytest.approx(row.value_then, abs=0.1), (row.attack, row.epsilon, row.metric)
+
+
+def jailbreaks(metric, attack="search", judge="exact", **wanted):
+    """Recorded rows of one measurement."""
+    table = published.recorded("jailbreak_transfer")
+    table = table[(table.metric == metric) & (table.attack == attack)]
+    table = table if judge is None else table[table.judge == judge]
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def test_jailbreak_transfer_is_the_laptop_profile_of_this_code():
+    table = published.recorded("jailbreak_transfer")
+    cells = jailbreak_transfer.pairs(profiles.load("laptop", "jailbreak_transfer"))
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert set(table["profile"]) == {"laptop"}
+    assert not table.duplicated(["key", "attack", "judge", "source", "view", "metric"]).any()
+    assert (table.groupby(["base", "overlap"]).seed.nunique() >= 20).all()
+
+
+def test_no_pair_was_attacked_of_which_a_model_fails_a_gate():
+    table = published.recorded("jailbreak_transfer")
+    attacked = set(jailbreaks("transfer").key)
+    for cell, rows in table.groupby("key"):
+        gates = rows.set_index("metric").value
+        passed = [policy.passes({g: gates[f"{g}_{which}"] for g in policy.GATES}) for which in ("first", "second")]
+        assert (cell in attacked) == all(passed)
+    assert (jailbreaks("transfer").groupby(["base", "overlap"]).seed.nunique() >= 14).all()
+
+
+def rate(metric, attack="search", **wanted):
+    """Mean and interval over seeds by what is shared."""
+    found = analysis.mean_interval(jailbreaks(metric, attack, **wanted), by=["base", "overlap"])
+    return found.set_index(["base", "overlap"])
+
+
+def test_suffixes_pass_on_where_the_base_is_shared_and_hardly_otherwise():
+    found, random = rate("transfer"), rate("transfer", "random")
+    assert found.low["shared", 0] > found.high["separate", 0] and found.low["shared", 1] > found.high["separate", 1]
+    for overlap in (0, 1):
+        assert found.low["shared", overlap] > random.high["shared", overlap]
+        assert abs(found["mean"]["separate", overlap] - random["mean"]["separate", overlap]) < 0.04
+    worked = rate("white_box")
+    assert (worked["mean"] > 0.5).all() and worked.low.max() < worked.high.min()  # no level is easier to search
+    assert random.low.max() < random.high.min()  # nor are its victims weaker
+
+
+def gain(more, less, attack="search"):
+    """Interval of a difference of transfer rates within seeds."""
+    rates = jailbreaks("transfer", attack).groupby(["seed", "base", "overlap"]).value.mean().unstack([1, 2])
+    return analysis.mean_interval((rates[more] - rates[less]).rename("value").reset_index().assign(all=0), by=["all"])
+
+
+def test_sharing_a_base_adds_more_than_sharing_dialogues():
+    base = [gain(("shared", x), ("separate", x)) for x in (0, 1)]
+    dialogues = gain(("shared", 1), ("shared", 0))
+    assert all(found.low[0] > 0 for found in base)
+    assert abs(dialogues.low[0]) < 0.02 < dialogues["mean"][0]  # just not certain
+    assert gain(("shared", 1), ("shared", 0), "shuffled").low[0] > 0
+    apart = gain(("separate", 1), ("separate", 0))
+    assert apart.low[0] < 0 < apart.high[0]
+    assert dialogues["mean"][0] < min(found["mean"][0] for found in base)
+
+
+def test_a_shuffled_suffix_passes_on_nearly_as_well_though_it_works_less_where_it_was_found():
+    apart = [rate(metric)["mean"] - rate(metric, "shuffled")["mean"] for metric in ("white_box", "transfer")]
+    assert apart[0].min() > 0.1 and apart[1].abs().max() < 0.08
+
+
+def test_suffixes_do_not_break_a_model_and_phrases_mistake_refusals():
+    allowed = jailbreaks("allowed_exact")
+    assert allowed.value.mean() > 0.9
+    assert jailbreaks("transfer", "none", "no_refusal_phrase").value.mean() > 0.45
+    assert jailbreaks("transfer", "none").value.mean() < 0.02
+    precision = jailbreaks("precision", judge="no_refusal_phrase, exact").value.mean()
+    assert precision < 0.6 < 0.8 < jailbreaks("precision", judge="begins_with_sure, exact").value.mean()
+
+
+def one_way():
+    """Transfer, one row a direction, with what is held fixed and every similarity."""
+    pair, rows = ["seed", "base", "overlap"], ["seed", "base", "overlap", "source"]
+    table = published.recorded("jailbreak_transfer")
+    named = {
+        "transfer": jailbreaks("transfer"),
+        "white_box": jailbreaks("white_box"),
+        "fragility": jailbreaks("victim_log_probability", "random", judge=None),
+    }
+    wide = pd.concat({name: part.set_index(rows).value for name, part in named.items()}, axis=1).dropna().reset_index()
+    alike = table[table.metric.isin(PAPER) & table["view"].notna()]
+    alike = alike.assign(metric=alike.metric + alike["view"]).pivot_table(index=pair, columns="metric", values="value")
+    alike["response"] = jailbreaks("response_correlation", "random", judge=None).set_index(pair).value
+    wide = wide.merge(alike.reset_index(), on=pair)
+    shared = (wide.base == "shared").astype(float)
+    return wide.assign(shared=shared, both=shared * wide.overlap), list(alike.columns)
+
+
+def test_similarity_foretells_transfer_by_the_base_and_responses_beyond_it():
+    data, measures = one_way()
+    given = ["fragility", "white_box"]
+    held, corrected = [*given, "shared", "both"], 1 - 0.05 / len(measures)
+
+    def slope(name, **options):
+        found = analysis.mediation(data, mediator=name, y="transfer", **options)
+        return found.set_index("effect").loc["mediator"]
+
+    assert len(measures) == 17 and all(slope(name, given=given).low > 0 for name in measures)
+    clear = {name for name in measures if slope(name, given=held).low > 0}
+    assert clear == {"svccamean", "svccalast", "response"}
+    assert [name for name in measures if slope(name, given=held, level=corrected).low > 0] == ["response"]
+    sets = {"without": ["overlap", *held], "with": ["overlap", *held, "response"]}
+    told = analysis.prediction(data, sets, y="transfer").set_index("predictors").r_squared
+    assert told["with"] > told["without"] + 0.1
+
+
+def test_a_jailbreak_cell_comes_out_again(store):
+    """Base and dialogues shared, seed 0, all of its models trained and attacked again."""
+    options = {"seeds": [0], "overlaps": [1], "bases": ["shared"]}
+    (cell,) = jailbreak_transfer.pairs(profiles.load("laptop", "jailbreak_transfer", **options))
+    again = sweep(jailbreak_transfer.measure_pair, [cell], store=store, progress=False)
+    table = published.recorded("jailbreak_transfer")
+    then = table[table["key"] == key(cell.model_dump(mode="json"))]
+    index = ["attack", "judge", "source", "view", "metric"]
+    both = again.merge(then, on=index, suffixes=("", "_then"))
+    assert len(again) > 0.9 * len(then)
+    far = {"cka": 0.1, "mutual_knn": 0.1, "white_box": 0.35, "refusal_first": 0.02, "free_exact_second": 0.02}
+    for row in both[both.metric.isin(far) & both.judge.isin(["exact", float("nan")])].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.attack, row.source, row.metric)
+    mean = both[(both.judge == "exact") & (both.attack == "search")].groupby("metric")[["value", "value_then"]].mean()
+    assert mean.value["transfer"] == pytest.approx(mean.value_then["transfer"], abs=0.35)
 
 
 def test_main_figure_is_drawn_from_the_recorded_table(tmp_path):

@@ -25,6 +25,7 @@ CHARTS = {
     "causes/task_overlap_language.html": 4,
     "causes/finetuned_llm.html": 3,
     "consequences/adversarial_transfer.html": 12,
+    "consequences/jailbreak_transfer.html": 4,
     "beyond/why_lora_hides_overlap.html": 5,
 }
 
