@@ -71,21 +71,28 @@ class Classifier(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions around a shortcut."""
+    """Two 3×3 convolutions around a shortcut.
+
+    With fewer than 16 channels the shortcut skips pixels before its convolution: a strided 1×1 convolution of so few,
+    channels last, writes past its workspace on CPUs (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
+        self.skip = stride if n_in < 16 else 1
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(n_out)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(n_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            convolution = nn.Conv2d(n_in, n_out, 1, stride // self.skip, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)).add_(self.shortcut(x)), inplace=True)
+        x = self.shortcut(x[:, :, :: self.skip, :: self.skip])
+        return F.relu(self.norm2(self.conv2(y)).add_(x), inplace=True)
 
 
 class _SmallResNet(nn.Sequential):
