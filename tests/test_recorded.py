@@ -480,7 +480,7 @@ def test_no_pair_was_attacked_of_which_a_model_fails_a_gate():
         gates = rows.set_index("metric").value
         passed = [policy.passes({g: gates[f"{g}_{which}"] for g in policy.GATES}) for which in ("first", "second")]
         assert (cell in attacked) == all(passed)
-    assert (jailbreaks("transfer").groupby(["base", "overlap"]).seed.nunique() >= 14).all()
+    assert (jailbreaks("transfer").groupby(["base", "overlap"]).seed.nunique() >= 20).all()
 
 
 def rate(metric, attack="search", **wanted):
@@ -510,7 +510,7 @@ def test_sharing_a_base_adds_more_than_sharing_dialogues():
     base = [gain(("shared", x), ("separate", x)) for x in (0, 1)]
     dialogues = gain(("shared", 1), ("shared", 0))
     assert all(found.low[0] > 0 for found in base)
-    assert abs(dialogues.low[0]) < 0.02 < dialogues["mean"][0]  # just not certain
+    assert 0 < dialogues.low[0]
     assert gain(("shared", 1), ("shared", 0), "shuffled").low[0] > 0
     apart = gain(("separate", 1), ("separate", 0))
     assert apart.low[0] < 0 < apart.high[0]
@@ -560,7 +560,7 @@ def test_similarity_foretells_transfer_by_the_base_and_responses_beyond_it():
 
     assert len(measures) == 17 and all(slope(name, given=given).low > 0 for name in measures)
     clear = {name for name in measures if slope(name, given=held).low > 0}
-    assert clear == {"svccamean", "svccalast", "response"}
+    assert clear == {"svccalast", "response"}
     assert [name for name in measures if slope(name, given=held, level=corrected).low > 0] == ["response"]
     sets = {"without": ["overlap", *held], "with": ["overlap", *held, "response"]}
     told = analysis.prediction(data, sets, y="transfer").set_index("predictors").r_squared
