@@ -510,7 +510,7 @@ def test_sharing_a_base_adds_more_than_sharing_dialogues():
     base = [gain(("shared", x), ("separate", x)) for x in (0, 1)]
     dialogues = gain(("shared", 1), ("shared", 0))
     assert all(found.low[0] > 0 for found in base)
-    assert 0 < dialogues.low[0]
+    assert dialogues.low[0] > 0
     assert gain(("shared", 1), ("shared", 0), "shuffled").low[0] > 0
     apart = gain(("separate", 1), ("separate", 0))
     assert apart.low[0] < 0 < apart.high[0]
