@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import Classifier, as_float, device
 
@@ -35,6 +36,50 @@ def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Te
     """
     model.to(device()).eval()
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def represent_noisy(
+    model: Denoiser,
+    images: Tensor,
+    *,
+    seed: int,
+    timestep: int | None = None,
+    layers: bool = False,
+    batch_size: int = 200,
+) -> dict[str, Tensor]:
+    """What a diffusion model makes of noisy images of no class: the same noise for every model of the same seed.
+
+    Parameters
+    ----------
+    model : Denoiser
+    images : Tensor
+        uint8 (n, 3, h, w), the probe.
+    seed : int
+        Of the noise, and of the timesteps.
+    timestep : int, optional
+        Of all images, from 0 to 999; by default each has its own, drawn at random.
+    layers : bool
+        Of every block, too; else of the last activation alone. See `Denoiser.represent`.
+    batch_size : int
+
+    Returns
+    -------
+    dict
+        From the name of a layer to float32 (n, d), on the CPU.
+    """
+    where = device()
+    model.to(where).eval()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images.shape, generator=generator)
+    drawn = torch.randint(TIMESTEPS, (len(images),), generator=generator)
+    when = drawn if timestep is None else torch.full_like(drawn, timestep)
+    batches = []
+    for part, some_noise, steps in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
+        steps = steps.to(where)
+        noisy = model.noisy(as_pixels(part.to(where)), some_noise.to(where), steps)
+        batches.append({name: x.cpu() for name, x in model.represent(noisy, steps, layers=layers).items()})
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 @torch.no_grad()
