@@ -99,7 +99,9 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="A Dask scheduler that is running: tcp://HOST:PORT.")
     ] = None,
-    record: Annotated[bool, typer.Option("--record", help="Write data/results/EXPERIMENT.csv (laptop only).")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write data/results/EXPERIMENT.csv, and pictures beside it (laptop only).")
+    ] = False,
 ) -> None:
     """Run an experiment; finished cells are taken from the store, and the same command goes on after a stop."""
     from repsim_utils import cluster, published
@@ -119,6 +121,9 @@ def run(
     table.insert(2, "profile", profile)
     if record:
         typer.echo(f"recorded in {published.record(table, experiment)}")
+        if definition.gallery is not None:
+            pictures = published.record_gallery(definition.gallery(cells, where), experiment)
+            typer.echo(f"recorded in {pictures}")
     _summarise(table, definition)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from repsim_utils.models import language, llama, vision
+from repsim_utils.models import diffusion, language, llama, vision
 from repsim_utils.store import key
 
 # Dense peak of matrix products in 10^12 operations a second, as their makers state it: TF32 where there is such, else
@@ -132,14 +132,19 @@ def _cost(length: int, network: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
 
     options = dict(network)
     is_text = "vocabulary" in options
+    inputs: tuple[torch.Tensor, ...]
     with FakeTensorMode() if is_text else torch.device("meta"):  # each as the library behind the network bears it
         if is_text:
             build = llama.build if "n_kv_head" in options else language.build
-            model: torch.nn.Module = build(seed=0, **options).eval()
-            sample = torch.zeros(1, length, dtype=torch.int64)
+            model: Any = build(seed=0, **options).eval()
+            inputs = (torch.zeros(1, length, dtype=torch.int64),)
+        elif "schedule" in options:
+            model, at = diffusion.build(seed=0, **options).eval(), torch.zeros(1, dtype=torch.int64)
+            inputs = (torch.empty(1, 3, length, length), at, at)
         else:
-            model, sample = vision.build(seed=0, download=False, **options).eval(), torch.empty(1, 3, length, length)
+            model = vision.build(seed=0, download=False, **options).eval()
+            inputs = (torch.empty(1, 3, length, length),)
         # Attention as plain products: fused kernels are not counted on every device.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(sample)
+            model(*inputs)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from repsim_utils import files
 
@@ -16,6 +22,8 @@ _NAMES = {  # experiments that the published table calls otherwise
     "task_overlap_language": "nanogpt_task_overlap",
     "dataset_overlap_finetuned": "llm_dataset_overlap",
     "task_overlap_finetuned": "llm_task_overlap",
+    "dataset_overlap_diffusion": "diffusion_dataset_overlap",
+    "task_overlap_diffusion": "diffusion_task_overlap",
     "adversarial_transfer": "adversarial_dataset_overlap adversarial_task_overlap",
     "jailbreak_finetuned": "jailbreak_dataset_overlap jailbreak_task_overlap",
 }
@@ -87,3 +95,29 @@ def record(table: pd.DataFrame, experiment: str) -> Path:
     columns = [c for c in first if c in table] + [c for c in table if c not in first + last] + last
     files.write(path, table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     return path
+
+
+def record_gallery(images: Tensor, experiment: str) -> Path:
+    """Write pictures uint8 (rows, columns, 3, h, h) beside an experiment's recorded results, as one PNG; likewise."""
+    path = check_recordable(experiment).with_suffix(".png")
+    rows, columns, _, size, _ = images.shape
+    whole = images.permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
+    about, file = PngInfo(), io.BytesIO()
+    about.add_text("size", str(size))
+    Image.fromarray(whole.numpy()).save(file, "PNG", optimize=True, pnginfo=about)
+    files.write(path, file.getvalue())
+    return path
+
+
+def recorded_gallery(experiment: str) -> Tensor:
+    """Pictures that were recorded with an experiment's results: uint8 (rows, columns, 3, h, h).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    """
+    with Image.open(recorded_path(experiment).with_suffix(".png")) as picture:
+        size = int(picture.info["size"])
+        whole = torch.from_numpy(np.array(picture))
+    return whole.unflatten(0, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3)

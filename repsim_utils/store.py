@@ -97,6 +97,10 @@ class Store:
         """Whether a run of this configuration is there, whole or damaged."""
         return (self.root / kind / key(config) / "record.json").is_file()
 
+    def checkpoint(self, kind: str, config: Mapping[str, Any]) -> Path:
+        """Where a training that is not finished keeps what it has; who keeps its result removes that."""
+        return self.root / "checkpoints" / f"{kind}-{key(config)}.safetensors"
+
     def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
         """The run of this configuration, or None if there is none.
 

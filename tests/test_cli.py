@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from repsim_utils import __version__, cli, metrics, published
+from repsim_utils import __version__, cli, metrics, profiles, published
 from repsim_utils.datasets.shards import DamagedDataError
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from tests.tiny import NETWORKS
@@ -147,6 +147,24 @@ def test_record_writes_the_whole_laptop_table(repsim, monkeypatch):
     code, out, _ = repsim("run", "task_only", "--profile", "laptop", "--record", "--workers", "0")
     assert code == 0 and out.startswith("recorded in there\n")
     assert tables[0][1] == "task_only" and set(tables[0][0].profile) == {"laptop"}
+
+
+def test_pictures_are_recorded_beside_the_table(repsim, monkeypatch):
+    kept, small = [], profiles.load("smoke", "dataset_overlap_diffusion", overlaps=[1])
+    pictures = torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8)
+    quick = EXPERIMENTS["dataset_overlap_diffusion"]._replace(
+        measure=lambda pair, store, *, progress: [{"metric": "cka", "overlap": 1, "seed": 0, "value": 1.0}],
+        gallery=lambda cells, store: pictures,
+        by=("metric",),
+    )
+    monkeypatch.setitem(EXPERIMENTS, "dataset_overlap_diffusion", quick)
+    monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
+    monkeypatch.setattr(published, "record", lambda table, experiment: "there")
+    monkeypatch.setattr(published, "record_gallery", lambda images, name: kept.append((images, name)) or "beside it")
+    options = "--profile", "laptop", "--record", "--workers", "0"
+    code, out, _ = repsim("run", "dataset_overlap_diffusion", *options)
+    assert code == 0 and out.startswith("recorded in there\nrecorded in beside it\n")
+    assert kept == [(pictures, "dataset_overlap_diffusion")]
 
 
 VISION = [

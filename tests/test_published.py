@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from repsim_utils import files, published
 
@@ -59,6 +60,15 @@ def test_record_and_read_back(tmp_path, monkeypatch):
     assert list(table.key) == ["00123e4567890123", "1234567890123456"]  # text, with its zeros
     assert table.value[0] == 0.123457 and pd.isna(table.value[1])
     assert list(table)[-3:] == ["version", "date", "wall_seconds"] and "rank" in table
+
+
+def test_record_and_read_back_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "data")
+    (tmp_path / "pyproject.toml").touch()
+    images = torch.randint(256, (2, 5, 3, 4, 4), dtype=torch.uint8)
+    path = published.record_gallery(images, "task_only")
+    assert path == tmp_path / "data" / "results" / "task_only.png"
+    assert torch.equal(published.recorded_gallery("task_only"), images)
 
 
 def test_without_a_checkout_nothing_is_recorded(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from functools import partial
 from repsim_utils.experiments import (
     adversarial_transfer,
     changes,
+    diffusion,
     finetuned,
     jailbreak_finetuned,
     jailbreak_transfer,
@@ -25,6 +26,12 @@ def _language(kind: language.Kind) -> Experiment:
     return Experiment(pairs, language.trained, language.measure_pair, language.size, language.SUMMARY, language.prepare)
 
 
+def _diffusion(kind: diffusion.Kind) -> Experiment:
+    pairs = partial(diffusion.pairs, kind=kind)
+    what = diffusion.trained, diffusion.measure_pair, diffusion.size, diffusion.SUMMARY, vision.prepare
+    return Experiment(pairs, *what, diffusion.gallery)
+
+
 def _finetuned(kind: finetuned.Kind) -> Experiment:
     pairs = partial(finetuned.pairs, kind=kind)
     measure, prepare = changes.measure_pair, finetuned.prepare
@@ -42,6 +49,8 @@ EXPERIMENTS = {
     finetuned.DATASET: _finetuned(finetuned.DATASET),
     finetuned.TASK: _finetuned(finetuned.TASK),
     finetuned.GRID: _finetuned(finetuned.GRID),
+    diffusion.DATASET: _diffusion(diffusion.DATASET),
+    diffusion.TASK: _diffusion(diffusion.TASK),
     adversarial_transfer.EXPERIMENT: Experiment(
         adversarial_transfer.pairs,
         vision.trained,

@@ -108,6 +108,8 @@ class Experiment(NamedTuple):
         Columns by which a summary tells results apart.
     prepare : callable
         ``prepare(cells)`` fetches what they read, before anything is trained.
+    gallery : callable, optional
+        ``gallery(cells, store)``: pictures uint8 (rows, columns, 3, h, h), recorded beside the table.
     """
 
     pairs: Callable[[Any], list[Any]]
@@ -116,3 +118,4 @@ class Experiment(NamedTuple):
     size: Callable[[Any], Size]
     by: tuple[str, ...]
     prepare: Callable[[list[Any]], None] = lambda cells: None
+    gallery: Callable[[list[Any], Any], Any] | None = None

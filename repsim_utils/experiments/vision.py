@@ -99,11 +99,9 @@ class Settings(Frozen):
         return tuple(name for name in self.probes if name != data.source)
 
 
-class Member(Frozen):
-    """One model: what it is trained on, and how."""
+class Part(Frozen):
+    """What one of two models is trained on."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, int, int] = (splitting.VERSION, models.VERSION, training.VERSION)
     by: Literal["example", "class"]
     which: Literal[1, 2]
     overlap: float
@@ -111,6 +109,13 @@ class Member(Frozen):
     seed: int
     data: Data
     fingerprint: str
+
+
+class Member(Part):
+    """One model: what it is trained on, and how."""
+
+    kind: Literal["models"] = "models"
+    version: tuple[int, int, int] = (splitting.VERSION, models.VERSION, training.VERSION)
     network: Architecture
     recipe: Recipe
 
@@ -180,7 +185,7 @@ def prepare(cells: Iterable[Any]) -> None:
         vision.load(source, split, size=size)
 
 
-def pool(member: Member) -> Images:
+def pool(member: Part) -> Images:
     """Images that the two models of a seed divide."""
     return samples.divided(member.data, member.seed, member.fingerprint)
 
@@ -190,13 +195,13 @@ def held_out(pair: Any) -> Images:
     return samples.held_out(pair.second.data, pair.n_test, pair.second.seed, pair.second.fingerprint)
 
 
-def split(member: Member) -> Split:
+def split(member: Part) -> Split:
     """What the two models are trained on, as indices into the pool; see `repsim_utils.overlap`."""
     function = split_by_example if member.by == "example" else split_by_class
     return function(pool(member).labels.numpy(), member.overlap, seed=member.seed, mode=member.mode)
 
 
-def label_map(member: Member) -> dict[int, int]:
+def label_map(member: Part) -> dict[int, int]:
     """New label of every class that the model is trained on."""
     parts = split(member)
     if isinstance(parts, ClassSplit):
@@ -204,7 +209,7 @@ def label_map(member: Member) -> dict[int, int]:
     return {label: label for label in range(len(pool(member).classes))}
 
 
-def _relabelled(images: Images, names: dict[int, int]) -> tuple[Tensor, Tensor]:
+def relabelled(images: Images, names: dict[int, int]) -> tuple[Tensor, Tensor]:
     """Images of some classes, with their new labels."""
     known = torch.isin(images.labels, torch.tensor(sorted(names)))
     labels = torch.tensor([names[int(label)] for label in images.labels[known]])
@@ -219,7 +224,7 @@ def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
         parts, images = split(member), pool(member)
         mine = samples.subset(images, parts.first if member.which == 1 else parts.second)
         model = _build(member)
-        train(model, *_relabelled(mine, label_map(member)), member.recipe, seed=_own_seed(member), progress=progress)
+        train(model, *relabelled(mine, label_map(member)), member.recipe, seed=_own_seed(member), progress=progress)
         run = store.save(member.kind, config, {"n_train": len(mine.labels)}, model.state_dict())
     return run
 
@@ -236,11 +241,15 @@ def _build(member: Member, *, download: bool = True) -> Classifier:
 
 def size(member: Member) -> Size:
     """What training a model takes, known without the data unless they are a folder."""
-    data = member.data
-    counts = samples.counts(data, member.seed, member.fingerprint)
-    n_classes, n_train = _seen(member.by, member.mode, member.overlap, member.which, counts)
+    n_classes, n_train = counts(member)
     network = {"n_classes": n_classes} | member.network.model_dump()
-    return Size(data.name, network, n_train, member.recipe.epochs, data.pixels)
+    return Size(member.data.name, network, n_train, member.recipe.epochs, member.data.pixels)
+
+
+def counts(member: Part) -> tuple[int, int]:
+    """How many classes and images a model sees."""
+    of_classes = samples.counts(member.data, member.seed, member.fingerprint)
+    return _seen(member.by, member.mode, member.overlap, member.which, of_classes)
 
 
 @lru_cache(maxsize=1024)
@@ -268,7 +277,7 @@ def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Clas
     return first, second
 
 
-def probes(pair: Pair) -> dict[str, Tensor]:
+def probes(pair: Any) -> dict[str, Tensor]:
     """Images on which the pair is measured, uint8 (n, 3, h, w), by the name of the probe.
 
     A probe without images (classes that both have seen, where they share none) is left out, and so is, with a warning,
@@ -295,7 +304,7 @@ def probes(pair: Pair) -> dict[str, Tensor]:
     return chosen
 
 
-def class_groups(member: Member, n: int | None = None) -> dict[str, list[int]]:
+def class_groups(member: Part, n: int | None = None) -> dict[str, list[int]]:
     """Classes that both, exactly one and none of two models have seen, given the second model of the pair.
 
     With `n`, as many of each group: the same classes at every overlap (in constrained mode) at which the group has that
@@ -344,7 +353,7 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         rows += [{"probe": name, "n_probe": len(images)} | one for one in found]
     test = held_out(pair)
     for which, member, model in zip(("first", "second"), pair.members, pair_of_models, strict=True):
-        images, labels = _relabelled(test, label_map(member))
+        images, labels = relabelled(test, label_map(member))
         score = accuracy(model, images, labels)
         rows.append({"probe": data.name, "n_probe": len(images), "metric": f"accuracy_{which}", "value": score})
     about = {"dataset": data.name, "architecture": pair.architecture, "overlap": pair.overlap, "seed": seed}

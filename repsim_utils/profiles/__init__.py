@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from repsim_utils.experiments import (
     adversarial_transfer,
+    diffusion,
     finetuned,
     jailbreak_finetuned,
     jailbreak_transfer,
@@ -87,6 +88,9 @@ class Profile(BaseModel):
     lora_grid: finetuned.Settings
     finetuned_llm: finetuned.Settings  # chapters that show experiments of other names
     why_lora_hides_overlap: finetuned.Settings
+    dataset_overlap_diffusion: diffusion.Settings
+    task_overlap_diffusion: diffusion.Settings
+    diffusion: diffusion.Settings  # the chapter that shows both
     adversarial_transfer: adversarial_transfer.Settings
     jailbreak_transfer: jailbreak_transfer.Settings
     jailbreak_finetuned: jailbreak_finetuned.Settings

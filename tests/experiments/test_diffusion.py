@@ -1,0 +1,240 @@
+"""Overlap in diffusion models: what is trained, drawn and measured, in tiny runs from end to end."""
+
+import pandas as pd
+import pytest
+import torch
+
+from repsim_utils.experiments import diffusion, vision
+from repsim_utils.experiments.diffusion import DATASET, TASK, VIEWS, gallery, pairs, prepared, spectrum, trained_model
+from repsim_utils.features import represent_noisy
+from repsim_utils.metrics import PAPER, PUBLISHED
+from repsim_utils.models.diffusion import Denoiser, sample
+from repsim_utils.store import Store, key
+from repsim_utils.sweep import sweep
+
+KINDS = (DATASET, TASK)
+LAYERS = ["down 1", "down 2", "middle", "up 1", "up 2", "last"]
+SETTINGS = {
+    "seeds": [0],
+    "overlaps": [0, 0.5, 1],
+    "data": {"source": "color_shape_digit", "factors": ["shape"], "n_per_class": 100, "size": 16, "difficulty": 0.0},
+    "models": {
+        "small_unet": {
+            "network": {"width": 8, "multipliers": [1, 2], "groups": 4},
+            "recipe": {"steps": 4, "batch_size": 8, "lr": 0.001, "ema": 0.5, "checkpoint_every": 1},
+        }
+    },
+    "drawing": {"n_per_class": 2, "steps": 2, "at": [0.5], "n_real": 100},
+    "judge": {
+        "network": {"name": "small_resnet", "width": 8},
+        "recipe": {"epochs": 1, "batch_size": 64, "lr": 0.1, "peak_epoch": 0.5},
+    },
+    "timesteps": [100, 900],
+    "n_test": 100,
+    "n_probe": 64,
+    "probe_classes": 2,
+    "n_permutations": 19,
+}
+
+
+def settings(**changes):
+    return diffusion.Settings.model_validate(SETTINGS | changes)
+
+
+def named(config):
+    return key(config.model_dump(mode="json"))
+
+
+class Run:
+    def __init__(self, root, kind):
+        self.store, self.kind, self.cells = Store(root), kind, pairs(settings(), kind)
+        self.table = sweep(diffusion.measure_pair, self.cells, store=self.store, progress=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return {kind: Run(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def run(request, runs):
+    return runs[request.param]
+
+
+def test_the_first_model_is_trained_once_and_the_judge_sees_other_images(run):
+    assert len({named(cell.first) for cell in run.cells}) == 1 and len({named(cell.second) for cell in run.cells}) == 3
+    judge = run.cells[0].first.judge
+    assert {named(cell.second.judge) for cell in run.cells} == {named(judge)}
+    of_judge, of_models = ({i.numpy().tobytes() for i in vision.pool(m).images} for m in (judge, run.cells[0].first))
+    assert not of_judge & of_models
+    assert not list((run.store.root / "checkpoints").iterdir())  # all are finished
+
+
+def test_models_are_trained_on_their_part(run):
+    for cell in run.cells:
+        for member in cell.members:
+            images, labels = diffusion._own(member)
+            assert len(images) == 400
+            n_classes = 8 if run.kind == DATASET else 4
+            assert labels.bincount().tolist() == [400 // n_classes] * n_classes
+            model, kept = trained_model(member, run.store)
+            assert model.null == n_classes and kept.record["n_train"] == 400
+
+
+def test_samples_and_pictures_are_of_the_averaged_weights_that_are_kept(run):
+    """What is measured are these weights too: `measure_pair` takes them from `trained_model`."""
+    member = run.cells[0].first
+    model, kept = trained_model(member, run.store)
+    n_classes = len(vision.label_map(member))
+    how = {"size": 16, "seed": 0, "steps": 2, "guidance": 3.0}
+    asked = torch.arange(n_classes).repeat(2)
+    assert torch.equal(kept.weights()["samples"], sample(model, asked, **how))
+    assert kept.weights()["pictures.2"].shape == (n_classes, 3, 16, 16)
+
+
+def test_weights_that_are_kept_are_averages(tmp_path, monkeypatch):
+    kept = []
+    copy_to = diffusion.training._State.averaged
+    monkeypatch.setattr(
+        diffusion.training._State, "averaged", lambda state, draw: kept.append(state) or copy_to(state, draw)
+    )
+    run = diffusion.trained(run_cell(), Store(tmp_path), progress=False)
+    (state,) = kept
+    weights = run.weights()
+    names = [name for name, _ in state.model.named_parameters()]
+    for name, shadow in zip(names, state.ema.shadow_params, strict=True):
+        assert torch.equal(weights[name], shadow)
+
+
+def run_cell():
+    return pairs(settings(), DATASET)[0].first
+
+
+def test_a_stopped_training_is_gone_on_from_in_the_store(run, tmp_path, monkeypatch):
+    store, member = Store(tmp_path), run.cells[0].first
+    loss = diffusion.training._loss
+
+    def ends(*given):
+        if given[-1] == 3:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    monkeypatch.setattr(diffusion.training, "_loss", ends)
+    with pytest.raises(KeyboardInterrupt):
+        diffusion.trained(member, store, progress=False)
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    assert path == store.checkpoint(member.kind, member.model_dump(mode="json"))
+    begun = []
+    monkeypatch.setattr(diffusion.training, "_loss", lambda *given: begun.append(given[-1]) or loss(*given))
+    again = diffusion.trained(member, store, progress=False).weights()
+    assert begun == [3] and not path.is_file()
+    then = diffusion.trained(member, run.store).weights()
+    assert again.keys() == then.keys() and all(torch.equal(again[name], then[name]) for name in then)
+
+
+def test_both_models_see_the_same_noise(run):
+    """Their networks are given the very same numbers, of the very same timesteps."""
+    cell = run.cells[0]
+    images = vision.held_out(cell).images[:50]
+    given = []
+    for member in cell.members:
+        model, _ = trained_model(member, run.store)
+        model.unet.register_forward_pre_hook(
+            lambda module, args, kwargs: given.append((*args, kwargs["class_labels"])), with_kwargs=True
+        )
+        represent_noisy(model, images, seed=3)
+        assert (given[-1][2] == model.null).all()
+    (x, t, _), (y, s, _) = given
+    assert torch.equal(x, y) and torch.equal(t, s) and len(t.unique()) > 40
+    represent_noisy(model, images, seed=4)
+    assert not torch.equal(given[2][0], x) and not torch.equal(given[2][1], t)
+
+
+def test_measuring_gives_both_models_one_seed(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        diffusion,
+        "represent_noisy",
+        lambda model, images, **options: (
+            asked.append((len(images), options)) or represent_noisy(model, images, **options)
+        ),
+    )
+    diffusion.measure_pair(run.cells[0], run.store, progress=False)
+    assert asked and asked[0::2] == asked[1::2]
+    assert {options["seed"] for _, options in asked} == {0}
+
+
+def test_a_timestep_may_be_given(run):
+    model, _ = trained_model(run.cells[0].first, run.store)
+    images = vision.held_out(run.cells[0]).images[:10]
+    seen = []
+    model.noisy = lambda images, noise, steps: seen.append(steps) or Denoiser.noisy(model, images, noise, steps)
+    represent_noisy(model, images, seed=0, timestep=7)
+    assert seen[0].tolist() == [7] * 10
+
+
+def test_rows(run):
+    table = run.table
+    whole = table[table.probe == "color_shape_digit"]
+    published = whole[(whole["view"] == VIEWS[0]) & whole.layer.isna()]
+    of_models = {f"{name}_{which}" for name in ("first_direction", "dimensions") for which in ("first", "second")}
+    assert set(published.metric) == {*PAPER, *PUBLISHED.values(), *of_models}
+    assert published.null_mean.notna().sum() == 3 * (len(PAPER) + len(PUBLISHED))
+    for view in VIEWS[1:]:
+        assert set(whole.metric[whole["view"] == view]) == set(PAPER)
+    grid = whole[whole.layer.notna()]
+    assert len(grid) == 3 * len(PAPER) * len(LAYERS) * 3 and set(grid.layer) == set(LAYERS)
+    assert set(grid.timestep.dropna()) == {100, 900}
+    last = grid[(grid.layer == "last") & grid.timestep.isna() & (grid.metric == "cka")]
+    assert last.value.tolist() == pytest.approx(published.value[published.metric == "cka"].tolist(), abs=1e-9)
+    assert not table.duplicated(["key", "probe", "view", "layer", "timestep", "metric"]).any()
+    assert set(table.probe) >= ({"common_classes", "classes_seen_by_one"} if run.kind == TASK else set())
+    assert table.value.notna().all()
+
+
+def test_copies_are_of_sets_that_are_there(run):
+    drawn = run.table[run.table.probe == "samples"]
+    shares = drawn[drawn.metric.str.startswith("nearest")]
+    for which in ("first", "second"):
+        mine = shares[shares.metric.str.endswith(which)]
+        assert mine.groupby("overlap").value.sum().tolist() == pytest.approx([1, 1, 1])
+        sets = mine.groupby("overlap").metric.agg(lambda names: {name.split("_")[1] for name in names})
+        assert sets.tolist() == [{"own", "unseen"}, {"shared", "own", "unseen"}, {"shared", "unseen"}]
+    assert set(drawn.metric) >= {"agreement_first", "frechet_second", "frechet_real_second", "agreement_real_first"}
+
+
+def test_prepared_and_spectrum():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator) + 10 * torch.randn(60, 1, generator=generator)
+    assert spectrum(x).sum() == pytest.approx(1) and spectrum(x)[0] > 0.9
+    assert torch.equal(prepared(x, "not preprocessed"), x.double())
+    standard = prepared(x, "standardised")
+    assert torch.allclose(standard.mean(0), torch.zeros(5).double(), atol=1e-9)
+    assert torch.allclose(standard.std(0), torch.ones(5).double())
+    whole, rest = prepared(x, "as published"), prepared(x, "without the first direction")
+    assert torch.allclose(spectrum(rest)[:-1], spectrum(whole)[1:] / spectrum(whole)[1:].sum(), atol=1e-6)
+
+
+def test_gallery(run):
+    found = gallery(run.cells, run.store)
+    n_classes = 8 if run.kind == DATASET else 4
+    assert found.shape == (1 + 2, n_classes, 3, 16, 16) and found.dtype == torch.uint8
+    weights = diffusion.trained(run.cells[0].first, run.store).weights()
+    assert torch.equal(found[0], weights["pictures.2"]) and torch.equal(found[1], weights["samples"][:n_classes])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timesteps": [1000]}, "timesteps are different whole numbers from 0 to 999"),
+        ({"architectures": ["unet"]}, "no architecture unet; choose from small_unet"),
+    ],
+)
+def test_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**change)
+
+
+def test_the_table_is_the_same_from_the_store(run):
+    again = sweep(diffusion.measure_pair, run.cells, store=run.store, progress=False)
+    pd.testing.assert_frame_equal(again, run.table)
