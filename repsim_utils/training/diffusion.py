@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +31,7 @@ class Recipe(BaseModel):
     """How a diffusion model is trained: AdamW on the mean squared error of the noise, a warm-up, then a cosine to zero.
 
     `warmup` is in steps. `ema` is the decay of the moving average of the weights, which is what is kept; it rises to
-    that from 0.1, as (1 + step) / (10 + step). `label_dropout` is the share of images whose class is not told. A
-    checkpoint is written every `checkpoint_every` steps; the result does not depend on it.
+    that from 0.1, as (1 + step) / (10 + step). `label_dropout` is the share of images whose class is not told.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,7 +44,6 @@ class Recipe(BaseModel):
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
     label_dropout: float = Field(0.1, ge=0, le=1)
-    checkpoint_every: int = Field(1000, ge=1, exclude=True)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, the first being 0."""
@@ -69,6 +68,7 @@ def train(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    checkpoint_every: float = 60.0,
     draw: Callable[[Denoiser], Tensor] | None = None,
     draw_at: tuple[int, ...] = (),
     progress: bool = True,
@@ -88,8 +88,10 @@ def train(
     recipe : Recipe
     seed : int
     checkpoint : path, optional
-        File that training goes on from, if it is there, and that it writes every `checkpoint_every` steps. Whoever has
-        kept the result removes it.
+        File that training goes on from, if it is there, and that it writes as it goes. Whoever has kept the result
+        removes it.
+    checkpoint_every : float
+        Seconds from one checkpoint to the next.
     draw : callable, optional
         Pictures uint8 of the model with its averaged weights, taken after each of the steps in `draw_at`.
     draw_at : tuple of int
@@ -110,21 +112,19 @@ def train(
     model.to(device()).train()
     state = _State(model, recipe)
     state.resume(checkpoint)
-    losses: list[Tensor] = []
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", unit="step", leave=False, disable=not progress)
+    written = time.monotonic()
     while state.step < recipe.steps:
-        losses.append(state.update(_loss(model, images, labels, recipe, seed, state.step)))
+        state.update(_loss(model, images, labels, recipe, seed, state.step))
         bar.update()
         if state.step % max(1, recipe.steps // POINTS) == 0 or state.step == recipe.steps:
-            state.curve.append({"step": state.step, "loss": float(torch.stack(losses).mean())})
+            state.note_loss()
             bar.set_postfix(loss=f"{state.curve[-1]['loss']:.3f}")
-            losses = []
-            if not np.isfinite(state.curve[-1]["loss"]):
-                raise ValueError(f"training diverged by step {state.step}: lower lr = {recipe.lr}")
-            if checkpoint is not None and state.step - state.kept >= recipe.checkpoint_every:
-                state.keep(checkpoint)
         if draw is not None and state.step in draw_at:
             state.pictures[state.step] = state.averaged(draw)
+        if checkpoint is not None and time.monotonic() - written >= checkpoint_every:
+            state.keep(checkpoint)
+            written = time.monotonic()
     bar.close()
     state.ema.copy_to(model.parameters())
     model.eval()
@@ -155,12 +155,13 @@ class _State:
         self.parameters = list(model.parameters())
         self.ema = EMAModel(self.parameters, decay=recipe.ema)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        self.step = self.kept = 0
+        self.step = 0
+        self.losses: list[Tensor] = []  # since the last point of the curve
         self.curve: list[dict[str, float]] = []
         self.pictures: dict[int, Tensor] = {}
 
-    def update(self, loss: Tensor) -> Tensor:
-        """One step of the optimizer and of the average; the loss, without its graph."""
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer and of the average."""
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         self.optimizer.zero_grad()
         loss.backward()
@@ -168,7 +169,15 @@ class _State:
         self.optimizer.step()
         self.ema.step(self.parameters)
         self.step += 1
-        return loss.detach()
+        self.losses.append(loss.detach())
+
+    def note_loss(self) -> None:
+        """A point of the loss curve."""
+        mean = float(torch.stack(self.losses).mean())
+        if not np.isfinite(mean):
+            raise ValueError(f"training diverged by step {self.step}: lower lr = {self.recipe.lr}")
+        self.curve.append({"step": self.step, "loss": mean})
+        self.losses = []
 
     def averaged(self, draw: Callable[[Denoiser], Tensor]) -> Tensor:
         """What is drawn with the averaged weights; training goes on with its own."""
@@ -191,9 +200,9 @@ class _State:
         """Write a checkpoint, whole or not at all."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
         tensors |= {f"picture.{step}": picture.contiguous() for step, picture in self.pictures.items()}
-        about = json.dumps({"step": self.step, "curve": self.curve})
+        losses = [float(loss) for loss in self.losses]
+        about = json.dumps({"step": self.step, "curve": self.curve, "losses": losses})
         files.write(path, save(tensors, {"about": about}))
-        self.kept = self.step
 
     def resume(self, path: Path | None) -> None:
         """Go on from a checkpoint, if there is a whole one."""
@@ -212,5 +221,6 @@ class _State:
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])
         self.pictures = {int(name.split(".")[1]): tensors[name] for name in tensors if name.startswith("picture.")}
-        self.step = self.kept = self.ema.optimization_step = about["step"]
+        self.step = self.ema.optimization_step = about["step"]
         self.curve = about["curve"]
+        self.losses = list(torch.tensor(about["losses"], device=self.parameters[0].device))
