@@ -187,8 +187,8 @@ def trained(member: Any, store: Store, *, progress: bool = True) -> Run:
     run = store.load(member.kind, config)
     if run is not None:
         return run
-    images, labels = _own(member)
-    model, drawing = _build(member), member.drawing
+    images, labels = own(member)
+    model, drawing = fresh(member), member.drawing
     classes = torch.arange(len(vision.label_map(member)))
     how = {"size": member.data.pixels, "seed": member.seed, "steps": drawing.steps, "guidance": drawing.guidance}
     checkpoint = store.checkpoint(member.kind, config)
@@ -212,7 +212,7 @@ def trained(member: Any, store: Store, *, progress: bool = True) -> Run:
     return run
 
 
-def _own(member: Member) -> tuple[Tensor, Tensor]:
+def own(member: Member) -> tuple[Tensor, Tensor]:
     """What a model is trained on: images, and its own numbers of their classes."""
     parts, images = vision.split(member), vision.pool(member)
     mine = samples.subset(images, parts.first if member.which == 1 else parts.second)
@@ -234,7 +234,8 @@ def _own_seed(member: Member) -> int:
     return 2 * member.seed + member.which - 1
 
 
-def _build(member: Member) -> Denoiser:
+def fresh(member: Member) -> Denoiser:
+    """A model before its training."""
     n_classes, size = len(vision.label_map(member)), member.data.pixels
     return build(n_classes, seed=_own_seed(member), size=size, **member.network.model_dump())
 
@@ -251,7 +252,7 @@ def size(member: Any) -> Size:
 def trained_model(member: Member, store: Store, *, progress: bool = True) -> tuple[Denoiser, Run]:
     """A model with its averaged weights, trained or taken from the store, in evaluation mode; and its run."""
     run = trained(member, store, progress=progress)
-    model, weights = _build(member), run.weights()
+    model, weights = fresh(member), run.weights()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval(), run
 

@@ -44,6 +44,11 @@ class Denoiser(nn.Module):
         self.null: int = unet.config.num_class_embeds - 1
         self._noising: Any = DDPMScheduler(TIMESTEPS, beta_schedule=schedule)
 
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """Share of the image in the variance, by timestep: float32 (`TIMESTEPS`,), on the CPU; the rest is noise."""
+        return self._noising.alphas_cumprod
+
     def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         """Noise in images: (n, 3, h, w), int64 (n,), int64 (n,) to (n, 3, h, w)."""
         return self.unet(noisy, timesteps, class_labels=labels).sample

@@ -75,7 +75,7 @@ def test_the_first_model_is_trained_once_and_the_judge_sees_other_images(run):
 def test_models_are_trained_on_their_part(run):
     for cell in run.cells:
         for member in cell.members:
-            images, labels = diffusion._own(member)
+            images, labels = diffusion.own(member)
             assert len(images) == 400
             n_classes = 8 if run.kind == DATASET else 4
             assert labels.bincount().tolist() == [400 // n_classes] * n_classes

@@ -146,7 +146,7 @@ def test_sampling_undoes_noise_that_is_told_exactly():
     """Where there is one image, noise is all that is not that image; who knows that draws it."""
     model = build(1, seed=0, **TINY)
     image = as_pixels(torch.randint(256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(3), dtype=torch.uint8))
-    alphas = model._noising.alphas_cumprod
+    alphas = model.alphas_cumprod
 
     def exact(x, t, labels):
         a = alphas[t].reshape(-1, 1, 1, 1)
