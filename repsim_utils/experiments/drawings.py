@@ -40,12 +40,13 @@ def quality(judge: Classifier, drawn: Tensor, asked: Tensor, real: Tensor, label
     states = [represent(judge, images) for images in (drawn, real)]
     right = [judge.head(x.to(judge.head.weight.device)).argmax(1).cpu() for x in states]
     n = min(len(drawn), len(real) // 2)
-    reference = states[1][0::2]
+    shuffled = some(states[1], len(real))
+    reference, other = shuffled[: len(real) // 2], shuffled[len(real) // 2 :]
     return {
         "agreement": float((right[0] == asked).float().mean()),
         "agreement_real": float((right[1] == labels).float().mean()),
-        "frechet": frechet(spread(states[0], n), reference),
-        "frechet_real": frechet(spread(states[1][1::2], n), reference),
+        "frechet": frechet(some(states[0], n), reference),
+        "frechet_real": frechet(other[:n], reference),
     }
 
 
@@ -83,13 +84,11 @@ def nearest(drawn: Tensor, sets: Mapping[str, Tensor]) -> dict[str, float]:
     """
     m = min(len(images) for images in sets.values())
     pixels = as_float(drawn).flatten(1)
-    least = torch.stack(
-        [torch.cdist(pixels, as_float(spread(one, m)).flatten(1)).min(1).values for one in sets.values()]
-    )
+    least = torch.stack([torch.cdist(pixels, as_float(some(one, m)).flatten(1)).min(1).values for one in sets.values()])
     counts = torch.bincount(least.argmin(0).cpu(), minlength=len(sets)) / len(drawn)
     return dict(zip(sets, counts.tolist(), strict=True))
 
 
-def spread(rows: Tensor, n: int) -> Tensor:
-    """At most n rows, evenly spaced."""
-    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).round().long()]
+def some(rows: Tensor, n: int) -> Tensor:
+    """At most n of the rows, drawn at random, always the same ones: their order may go by class."""
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n]]

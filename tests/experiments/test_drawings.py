@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
-from repsim_utils.experiments.drawings import frechet, nearest, quality, spread
+from repsim_utils.experiments.drawings import frechet, nearest, quality, some
 from repsim_utils.models.vision import Classifier
 
 
@@ -75,6 +75,16 @@ def test_sets_count_alike_whatever_their_size():
     assert nearest(drawn, sets)["own"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_spread():
-    assert spread(torch.arange(10), 3).tolist() == [0, 4, 9]
-    assert spread(torch.arange(3), 10).tolist() == [0, 1, 2]
+def test_some():
+    rows = torch.arange(100)
+    assert some(rows, 100).sort().values.equal(rows) and not some(rows, 100).equal(rows)
+    assert some(rows, 10).equal(some(rows, 100)[:10]) and len(some(rows, 200)) == 100
+
+
+def test_images_in_the_order_of_their_classes_are_judged_as_any():
+    """Real images come class after class, or class by class in turn: halves of them are halves of every class."""
+    in_turn, sorted_by_class = torch.arange(3).repeat(60), torch.arange(3).repeat_interleave(60)
+    far = quality(judge(), painted(torch.zeros(180, dtype=torch.int64)), in_turn, painted(in_turn, 1), in_turn)
+    for labels in (in_turn, sorted_by_class):
+        found = quality(judge(), painted(in_turn), in_turn, painted(labels, 1), labels)
+        assert max(found["frechet_real"], found["frechet"]) < 0.1 * far["frechet"]
