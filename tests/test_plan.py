@@ -254,3 +254,19 @@ def test_attacks_need_the_pairs_of_both_sweeps_and_a_source_that_reads_digits():
         "color_shape_digit": {"cells": 4, "models": 6},  # the task sweep has no cell, and no second model, at overlap 0
         "digits": {"cells": 0, "models": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "n_overlaps", "n_classes"), [("dataset_overlap_diffusion", 5, 10), ("task_overlap_diffusion", 6, 5)]
+)
+def test_the_paper_on_diffusion(name, n_overlaps, n_classes):
+    """Four seeds; a step is a batch of images, and judges are not counted."""
+    cells, table = paper(name)
+    assert_finite_and_positive(table)
+    (row,) = table.itertuples()
+    (trainee,) = profiles.load("paper", name).models.values()
+    network = {"n_classes": n_classes, "size": 32} | trainee.network.model_dump()
+    parameters, flops = cost(32, **network)
+    assert len(cells) == row.cells == 4 * n_overlaps and row.models == 4 * (1 + n_overlaps)
+    assert row.samples == trainee.recipe.steps * trainee.recipe.batch_size and row.parameters == parameters
+    assert row.pflops == pytest.approx(row.models * 3 * flops * row.samples / 1e15)

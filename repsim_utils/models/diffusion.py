@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
     @property
     def alphas_cumprod(self) -> Tensor:
         """Share of the image in the variance, by timestep: float32 (`TIMESTEPS`,), on the CPU; the rest is noise."""
-        return self._noising.alphas_cumprod
+        return self._noising.alphas_cumprod.cpu()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         """Noise in images: (n, 3, h, w), int64 (n,), int64 (n,) to (n, 3, h, w)."""
