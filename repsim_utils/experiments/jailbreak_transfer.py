@@ -74,7 +74,7 @@ class Settings(Frozen):
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
     attack: Attack
     unrelated: Annotated[str, AfterValidator(_topic)] = "cooking"
-    n_requests: int = Field(20, ge=2)
+    n_requests: int = Field(20, ge=2, le=200)
     n_random: int = Field(10, ge=2)
     n_probe: int = Field(240, ge=LEAST_PROBE)
     n_permutations: int = Field(200, ge=19)
