@@ -52,13 +52,17 @@ def test_task_only_levels_are_apart_and_level_1_is_near_zero():
 
 
 def test_task_only_cell_comes_out_again(tmp_path):
-    """The cheapest cell that can tell: both models of level 3, seed 0; threads and machines move it by little."""
+    """The cheapest cell that can tell: both models of level 3, seed 0.
+
+    Training amplifies rounding: two threads in place of one moved CKA by 0.041, as far as seeds are apart (0.69 to
+    0.73); level 2 reaches 0.50.
+    """
     cells = task_only.pairs(profiles.load("laptop", "task_only", seeds=[0], overlaps=[3]))
     again = sweep(task_only.measure_pair, cells, store=Store(tmp_path), progress=False).set_index("metric")["value"]
     table = published.recorded("task_only")
     then = table[table["key"] == key(cells[0].model_dump(mode="json"))].set_index("metric")["value"]
     for name in ("cka", "unbiased_cka", "cknna", "mutual_knn", "lcs_knn", "edit_distance_knn", "cycle_knn"):
-        assert again[name] == pytest.approx(then[name], abs=0.04), name
+        assert again[name] == pytest.approx(then[name], abs=0.08), name
     for name in ("svcca", "svcca_published"):
         assert again[name] == pytest.approx(then[name], abs=0.1), name
     assert again["accuracy_first"] == pytest.approx(then["accuracy_first"], abs=0.03)
