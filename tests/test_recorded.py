@@ -54,8 +54,8 @@ def test_task_only_levels_are_apart_and_level_1_is_near_zero():
 def test_task_only_cell_comes_out_again(tmp_path):
     """The cheapest cell that can tell: both models of level 3, seed 0.
 
-    Training amplifies rounding: two threads in place of one moved CKA by 0.041, as far as seeds are apart (0.69 to
-    0.73); level 2 reaches 0.50.
+    Training amplifies rounding: with two threads a machine came out 0.041 below the recorded CKA, as far as recorded
+    seeds are apart (0.69 to 0.73); level 2 reaches 0.50.
     """
     cells = task_only.pairs(profiles.load("laptop", "task_only", seeds=[0], overlaps=[3]))
     again = sweep(task_only.measure_pair, cells, store=Store(tmp_path), progress=False).set_index("metric")["value"]
