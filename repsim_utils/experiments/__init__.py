@@ -29,7 +29,8 @@ def _language(kind: language.Kind) -> Experiment:
 def _diffusion(kind: diffusion.Kind) -> Experiment:
     pairs = partial(diffusion.pairs, kind=kind)
     what = diffusion.trained, diffusion.measure_pair, diffusion.size, diffusion.SUMMARY, vision.prepare
-    return Experiment(pairs, *what, diffusion.gallery)
+    # Models that know different classes make no common picture.
+    return Experiment(pairs, *what, diffusion.gallery if kind == diffusion.DATASET else None)
 
 
 def _finetuned(kind: finetuned.Kind) -> Experiment:

@@ -368,13 +368,16 @@ def copies(pair: Pair, member: Member, run: Run) -> dict[str, float]:
 
 
 def gallery(cells: Iterable[Pair], store: Store) -> Tensor:
-    """What the first model of the first cell draws: uint8 (rows, classes, 3, h, w).
+    """What models draw, one row for each model: uint8 (rows, classes, 3, h, w).
 
-    One row for each of the steps of its `drawing` at which it was looked at, then one for each of its samples.
+    First the first model of the first cell, at the steps of its `drawing` at which it was looked at; then the first
+    model of every seed, when trained.
     """
-    member = next(iter(cells)).first
-    tensors = trained(member, store).weights()
-    steps = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("pictures."))
-    drawn = tensors["samples"]
-    rows = drawn.unflatten(0, (member.drawing.n_per_class, -1))
-    return torch.cat([torch.stack([tensors[f"pictures.{step}"] for step in steps]), rows] if steps else [rows])
+    firsts: dict[int, Member] = {}
+    for cell in cells:
+        firsts.setdefault(cell.first.seed, cell.first)
+    runs = [trained(member, store).weights() for member in firsts.values()]
+    steps = sorted(int(name.split(".")[1]) for name in runs[0] if name.startswith("pictures."))
+    n_classes = len(runs[0]["samples"]) // next(iter(firsts.values())).drawing.n_per_class
+    rows = [runs[0][f"pictures.{step}"] for step in steps] + [run["samples"][:n_classes] for run in runs]
+    return torch.stack(rows)

@@ -218,12 +218,14 @@ def test_prepared_and_spectrum():
     assert torch.allclose(spectrum(rest)[:-1], spectrum(whole)[1:] / spectrum(whole)[1:].sum(), atol=1e-6)
 
 
-def test_gallery(run):
-    found = gallery(run.cells, run.store)
-    n_classes = 8 if run.kind == DATASET else 4
-    assert found.shape == (1 + 2, n_classes, 3, 16, 16) and found.dtype == torch.uint8
-    weights = diffusion.trained(run.cells[0].first, run.store).weights()
-    assert torch.equal(found[0], weights["pictures.2"]) and torch.equal(found[1], weights["samples"][:n_classes])
+def test_gallery_shows_a_training_and_then_a_model_of_every_seed(runs):
+    store, cells = runs[DATASET].store, pairs(settings(seeds=[0, 1], overlaps=[0.5, 1]), DATASET)
+    found = gallery(cells, store)
+    assert found.shape == (1 + 2, 8, 3, 16, 16) and found.dtype == torch.uint8
+    one, other = (diffusion.trained(cells[i].first, store).weights() for i in (0, 2))
+    assert torch.equal(found[0], one["pictures.2"])
+    assert torch.equal(found[1], one["samples"][:8]) and torch.equal(found[2], other["samples"][:8])
+    assert not torch.equal(found[1], found[2])
 
 
 @pytest.mark.parametrize(
