@@ -20,7 +20,7 @@ book: $(STAMP) ## execute every chapter (PROFILE=smoke) and build the pages
 	$(BIN)/repsim book --profile $(PROFILE)
 
 test: $(STAMP) ## run the tests; those of the pages need `make book` and a Chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

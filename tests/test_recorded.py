@@ -10,6 +10,7 @@ from repsim_utils import analysis, charts, profiles, published
 from repsim_utils.experiments import (
     adversarial_transfer,
     changes,
+    diffusion,
     finetuned,
     jailbreak_transfer,
     language,
@@ -29,7 +30,9 @@ FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
 
 def test_the_files_are_those_that_are_tested_here():
-    sweeps = [f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("language", "vision")]
+    sweeps = [
+        f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("diffusion", "language", "vision")
+    ]
     assert sorted(["adversarial_transfer", "jailbreak_transfer", "task_only", *sweeps, *FINETUNED]) == FILES
 
 
@@ -586,6 +589,143 @@ def test_a_jailbreak_cell_comes_out_again(store):
         assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.attack, row.source, row.metric)
     mean = both[(both.judge == "exact") & (both.attack == "search")].groupby("metric")[["value", "value_then"]].mean()
     assert mean.value["transfer"] == pytest.approx(mean.value_then["transfer"], abs=0.35)
+
+
+DIFFUSION = [diffusion.DATASET, diffusion.TASK]
+AT = ["key", "probe", "view", "layer", "timestep", "metric"]
+
+
+def drawn(kind):
+    table = published.recorded(kind)
+    return table[table.probe == "samples"]
+
+
+def of_last(kind, at, **wanted):
+    """Similarities of the last activation on all classes: as published, at single timesteps, or as another view."""
+    table = published.recorded(kind)
+    table = table[table.metric.isin(PAPER) & (table.probe == wanted.pop("probe", "color_shape_digit"))]
+    if at == "single":
+        return table[(table.layer == "last") & table.timestep.notna()]
+    return table[table.layer.isna() & (table["view"] == at)]
+
+
+def over_seeds(table, by):
+    """Mean of the slopes of seeds, with Student's t interval."""
+    return analysis.mean_interval(analysis.trends(table, by=[*by, "seed"]), by=by, y="slope").set_index(by)
+
+
+@pytest.mark.parametrize("kind", DIFFUSION)
+def test_overlap_in_diffusion_is_the_laptop_profile_of_this_code(kind):
+    table = published.recorded(kind)
+    cells = diffusion.pairs(profiles.load("laptop", kind), kind)
+    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert set(table["profile"]) == {"laptop"} and not table.duplicated(["key", *AT]).any()
+    assert table["seed"].nunique() >= 6 and (table["realised_overlap"] - table["overlap"]).abs().max() < 1e-6
+
+
+def test_samples_show_what_was_asked_for():
+    for kind in DIFFUSION:
+        agreement = drawn(kind)[drawn(kind).metric.isin(["agreement_first", "agreement_second"])]
+        (mean,) = analysis.mean_interval(agreement.assign(all=0), by=["all"]).itertuples()
+        assert mean.low > 0.8, kind
+    cells = diffusion.pairs(profiles.load("laptop", diffusion.DATASET), diffusion.DATASET)
+    pictures, drawing = published.recorded_gallery(diffusion.DATASET), cells[0].first.drawing
+    assert pictures.shape == (len(drawing.at) + len({cell.first.seed for cell in cells}), 10, 3, 16, 16)
+
+
+def test_shared_samples_do_not_show_and_shared_classes_do_by_five_metrics():
+    """By the bootstrap of the chapter, and by Student's t, which is wider for six seeds."""
+    seen = {}
+    for kind in DIFFUSION:
+        table = of_last(kind, "as published")
+        for found in (analysis.trends(table, by=["metric"]).set_index("metric"), over_seeds(table, ["metric"])):
+            assert not (found.high < 0).any()
+            seen.setdefault(kind, []).append(set(found.index[found.low > 0]))
+    assert seen[diffusion.DATASET] == [set(), set()]
+    assert seen[diffusion.TASK] == [set(PAPER) - {"cka", "unbiased_cka", "cknna"}] * 2
+    shared = over_seeds(of_last(diffusion.DATASET, "as published"), ["metric"])
+    assert shared.high.mutual_knn < 0.01 and (shared.high - shared.low).cka / 2 == pytest.approx(0.05, abs=0.01)
+
+
+def test_cka_is_high_for_models_that_share_nothing_unless_images_have_one_noise_level():
+    for kind in DIFFUSION:
+        table = published.recorded(kind)
+        table = table[(table.layer == "last") & (table.metric == "cka") & (table.overlap == 0)]
+        assert table[table.timestep.isna()].value.mean() > 0.8
+        assert table[table.timestep.notna()].groupby("timestep").value.mean().max() < 0.5
+    levels = {}
+    for view in diffusion.VIEWS:
+        rows = of_last(diffusion.TASK, view)
+        levels[view] = rows[(rows.overlap == 0) & (rows.metric == "cka")].value.mean()
+    assert min(level for view, level in levels.items() if "first direction" not in view) > 0.8
+    assert levels["without the first direction"] < 0.4
+
+
+def test_with_one_noise_level_cka_sees_shared_classes():
+    for at in ("single", "without the first direction"):
+        assert over_seeds(of_last(diffusion.TASK, at), ["metric"]).low.cka > 0, at
+        assert over_seeds(of_last(diffusion.DATASET, at), ["metric"]).low.cka < 0, at
+    assert over_seeds(of_last(diffusion.TASK, "single"), ["metric"]).low.cka > 0.1
+
+
+def test_shared_classes_show_in_the_network_and_shared_samples_do_not():
+    places, counts = ["metric", "layer", "timestep"], {}
+    for kind in DIFFUSION:
+        table = published.recorded(kind)
+        table = table[table.timestep.notna() & table.metric.isin(PAPER)]
+        found = over_seeds(table, places)
+        counts[kind] = (found.low > 0).groupby("metric").sum(), (found.high < 0).groupby("metric").sum()
+        parts = over_seeds(table.assign(part=table.layer.str.split().str[0]), ["metric", "part"])
+        if kind == diffusion.DATASET:
+            assert ((parts.low < 0) & (parts.high > 0)).all()
+        else:
+            assert parts["mean"].unstack("part").loc["mutual_knn"].idxmax() == "up"
+    above, below = counts[diffusion.TASK]
+    assert (above >= 16).all() and (below == 0).all()
+    assert (counts[diffusion.DATASET][0] <= 1).all() and (counts[diffusion.DATASET][1] <= 7).all()
+
+
+def test_slopes_on_all_classes_of_a_group_are_of_the_probe():
+    metrics = list(PAPER)
+    rows = {
+        probe: of_last(diffusion.TASK, "as published", probe=probe)
+        for probe in ("common_classes", "common_classes_all")
+    }
+    fixed, growing = (analysis.trends(table, by=["metric"]).set_index("metric") for table in rows.values())
+    assert ((fixed.low < 0) & (fixed.high > 0)).all()
+    assert (growing.slope < 0).all() and (growing.high[["mutual_knn", "lcs_knn", "edit_distance_knn"]] < 0).all()
+    one = [
+        analysis.trends(of_last(diffusion.TASK, "as published", probe=f"classes_seen_by_one{end}"), by=["metric"])
+        for end in ("", "_all")
+    ]
+    assert (one[0].set_index("metric").slope < one[1].set_index("metric").slope)[metrics].all()
+    theirs = published.published(diffusion.TASK)
+    theirs = analysis.trends(theirs[theirs.metric == "mutual_knn"].assign(seed=0), by=["probe"], y="mean").set_index(
+        "probe"
+    )
+    assert theirs.slope.common_classes < 0 < theirs.slope.classes_seen_by_one
+
+
+def test_samples_are_a_little_nearer_to_training_images_and_few_are_copies():
+    near = drawn(diffusion.DATASET)
+    near = near[near.metric.str.startswith("nearest")].assign(found=lambda t: t.metric.str.split("_").str[1])
+    rates = analysis.mean_interval(near, by=["overlap", "found"]).set_index(["overlap", "found"])["mean"]
+    assert 0.5 < rates[0, "own"] < 0.6 and 0.5 < rates[1, "shared"] < 0.6
+    assert rates[0.5, "own"] == pytest.approx(rates[0.5, "shared"], abs=0.03) and 0.2 < rates[0.5, "unseen"] < 1 / 3
+
+
+@pytest.mark.parametrize("kind", DIFFUSION)
+def test_a_cell_of_diffusion_comes_out_again(kind, store):
+    """Everything in common, seed 0, both models and the judge trained again."""
+    (cell,) = diffusion.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1]), kind)
+    again = sweep(diffusion.measure_pair, [cell], store=store, progress=False)
+    table = published.recorded(kind)
+    then = table[table["key"] == key(cell.model_dump(mode="json"))]
+    both = again.merge(then, on=AT, suffixes=("", "_then"), validate="one_to_one")
+    assert len(both) == len(again) == len(then)
+    far = {"cka": 0.15, "mutual_knn": 0.1, "agreement_first": 0.15, "agreement_second": 0.15}
+    for row in both[both.metric.isin(far)].itertuples():
+        assert row.value == pytest.approx(row.value_then, abs=far[row.metric]), (row.probe, row.layer, row.timestep)
 
 
 def test_main_figure_is_drawn_from_the_recorded_table(tmp_path):
