@@ -38,13 +38,20 @@ def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Te
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
 
 
+def draw_noise(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise for images (n, 3, h, w), float32 of the same shape, and a timestep for each, int64 (n,) from 0 to 999."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images.shape, generator=generator)
+    return noise, torch.randint(TIMESTEPS, (len(images),), generator=generator)
+
+
 @torch.no_grad()
 def represent_noisy(
     model: Denoiser,
     images: Tensor,
     *,
     seed: int,
-    timestep: int | None = None,
+    timestep: int | Tensor | None = None,
     layers: bool = False,
     batch_size: int = 200,
 ) -> dict[str, Tensor]:
@@ -56,9 +63,9 @@ def represent_noisy(
     images : Tensor
         uint8 (n, 3, h, w), the probe.
     seed : int
-        Of the noise, and of the timesteps.
-    timestep : int, optional
-        Of all images, from 0 to 999; by default each has its own, drawn at random.
+        Of the noise, and of the timesteps. See `draw_noise`.
+    timestep : int or Tensor, optional
+        Of all images, from 0 to 999, or int64 (n,), of each; by default each has its own, drawn at random.
     layers : bool
         Of every block, too; else of the last activation alone. See `Denoiser.represent`.
     batch_size : int
@@ -70,10 +77,8 @@ def represent_noisy(
     """
     where = device()
     model.to(where).eval()
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.shape, generator=generator)
-    drawn = torch.randint(TIMESTEPS, (len(images),), generator=generator)
-    when = drawn if timestep is None else torch.full_like(drawn, timestep)
+    noise, drawn = draw_noise(images, seed=seed)
+    when = drawn if timestep is None else torch.as_tensor(timestep).expand(len(images))
     batches = []
     for part, some_noise, steps in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
         steps = steps.to(where)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, model_validator
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from repsim_utils import overlap as splitting
@@ -15,7 +16,7 @@ from repsim_utils.experiments import drawings, samples, vision
 from repsim_utils.experiments.common import Frozen, Overlaps, Seeds, check_choice, similarities
 from repsim_utils.experiments.samples import Data
 from repsim_utils.experiments.vision import Trainee
-from repsim_utils.features import represent_noisy
+from repsim_utils.features import draw_noise, represent_noisy
 from repsim_utils.metrics import PAPER, similarity
 from repsim_utils.metrics.inputs import platonic
 from repsim_utils.models import diffusion as models
@@ -25,12 +26,14 @@ from repsim_utils.store import Run, Store
 from repsim_utils.training import diffusion as training
 from repsim_utils.training.diffusion import Recipe, train
 
-VERSION = 1  # raised when the same pair gives other measurements
+VERSION = 2  # raised when the same pair gives other measurements
 Kind = Literal["dataset_overlap_diffusion", "task_overlap_diffusion"]
 DATASET: Kind = "dataset_overlap_diffusion"
 TASK: Kind = "task_overlap_diffusion"
 SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
 VIEWS = ("as published", "not preprocessed", "standardised", "without the first direction")
+CONTROLS = ("untrained", "other noise", "other images")
+OTHER_NOISE = 20_000  # is added to a seed
 
 
 class Network(Frozen):
@@ -271,7 +274,8 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     -------
     list of dict
         One row a measurement: ``probe, n_probe, view, metric, value``; of similarities as published ``null_mean,
-        p_value``; of others ``layer`` and ``timestep``. Views are those of `VIEWS`.
+        p_value``; of others ``layer`` and ``timestep``. Views are those of `VIEWS`, then `CONTROLS`: two models before
+        their training; other noise for the second model, of the same timesteps; and other images, too.
     """
     (first, run_first), (second, run_second) = (trained_model(one, store, progress=progress) for one in pair.members)
     seed, data = pair.second.seed, pair.second.data
@@ -282,12 +286,14 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
         found = similarities(x, y, n_permutations=pair.n_permutations, seed=seed)
         rows += [about | {"view": VIEWS[0]} | one for one in found]
         if name == data.name:
-            rows += [about | one for one in _seen_otherwise(x, y)]
+            rows += [about | one for one in _seen_otherwise(x, y, draw_noise(images, seed=seed)[1])]
             rows += [about | one for one in _by_layer(first, second, images, pair)]
+            rows += [about | one for one in _controls(x, second, images, pair)]
+            rows += [about | one for one in _with_other_noise(first, second, images, pair)]
     for which, run in (("first", run_first), ("second", run_second)):
         member = getattr(pair, which)
         measured = {name: run.record[name] for name in ("agreement", "agreement_real", "frechet", "frechet_real")}
-        measured |= {f"nearest_{name}": share for name, share in copies(pair, member, run).items()}
+        measured |= copies(pair, member, run)
         rows += [
             {"probe": "samples", "view": "drawings", "metric": f"{name}_{which}", "value": value}
             for name, value in measured.items()
@@ -296,17 +302,22 @@ def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dic
     return [about | {"realised_overlap": vision.split(pair.second).overlap} | row for row in rows]
 
 
-def _seen_otherwise(x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+def _seen_otherwise(x: Tensor, y: Tensor, timesteps: Tensor) -> list[dict[str, Any]]:
     """The paper's metrics on what is left of the last activation when it is prepared otherwise, and its spectrum."""
     rows = []
     for view in VIEWS[1:]:
         found = similarity(prepared(x, view), prepared(y, view), PAPER, preprocess=None)
         rows += [{"view": view, "metric": name, "value": value} for name, value in found.items()]
     for which, one in (("first", x), ("second", y)):
-        variances = spectrum(platonic(one.double()))
-        rows.append({"view": VIEWS[0], "metric": f"first_direction_{which}", "value": float(variances[0])})
-        dimensions = float(1 / variances.square().sum())
-        rows.append({"view": VIEWS[0], "metric": f"dimensions_{which}", "value": dimensions})
+        ready = platonic(one.double())
+        variances, along = spectrum(ready), first_direction(ready)[0]
+        about_spectrum = {
+            "first_direction": variances[0],
+            "dimensions": 1 / variances.square().sum(),
+            "follows_noise": abs(spearmanr(along, timesteps).statistic),
+        }
+        for name, value in about_spectrum.items():
+            rows.append({"view": VIEWS[0], "metric": f"{name}_{which}", "value": float(value)})
     return rows
 
 
@@ -314,6 +325,13 @@ def spectrum(x: Tensor) -> Tensor:
     """Shares of the variance along principal directions, the largest first: (n, d) to (min(n, d),)."""
     variances = torch.linalg.svdvals(x - x.mean(0)).square()
     return variances / variances.sum()
+
+
+def first_direction(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rows (n, d) lie along the direction of largest variance, (n,), and the direction, (d,)."""
+    centred = x - x.mean(0)
+    direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    return centred @ direction, direction
 
 
 def prepared(x: Tensor, view: str) -> Tensor:
@@ -330,9 +348,7 @@ def prepared(x: Tensor, view: str) -> Tensor:
         return (x - x.mean(0)) / x.std(0).clamp(min=1e-12)
     x = platonic(x)
     if view == "without the first direction":
-        centred = x - x.mean(0)
-        direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-        return centred - torch.outer(centred @ direction, direction)
+        return x - x.mean(0) - torch.outer(*first_direction(x))
     return x
 
 
@@ -349,11 +365,38 @@ def _by_layer(first: Denoiser, second: Denoiser, images: Tensor, pair: Pair) -> 
     return rows
 
 
+def _controls(x: Tensor, second: Denoiser, images: Tensor, pair: Pair) -> list[dict[str, Any]]:
+    """How alike last activations are for other reasons than what models have learned of images."""
+    seed = pair.second.seed
+    timesteps = draw_noise(images, seed=seed)[1]
+    others = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+    new = [represent_noisy(fresh(one), images, seed=seed)["last"] for one in pair.members]
+    options: dict[str, Any] = {"seed": OTHER_NOISE + seed, "timestep": timesteps}
+    seen = [(new[0], new[1]), *((x, represent_noisy(second, given, **options)["last"]) for given in (images, others))]
+    return [
+        {"view": view, "metric": name, "value": value}
+        for view, (a, b) in zip(CONTROLS, seen, strict=True)
+        for name, value in similarity(a, b, PAPER).items()
+    ]
+
+
+def _with_other_noise(first: Denoiser, second: Denoiser, images: Tensor, pair: Pair) -> list[dict[str, Any]]:
+    """The paper's metrics of the last activation at single timesteps, with other noise for the second model."""
+    rows, seed = [], pair.second.seed
+    for timestep in pair.timesteps:
+        x = represent_noisy(first, images, seed=seed, timestep=timestep)["last"]
+        y = represent_noisy(second, images, seed=OTHER_NOISE + seed, timestep=timestep)["last"]
+        about = {"view": "other noise", "layer": "last", "timestep": timestep}
+        rows += [about | {"metric": name, "value": value} for name, value in similarity(x, y, PAPER).items()]
+    return rows
+
+
 def copies(pair: Pair, member: Member, run: Run) -> dict[str, float]:
     """Where the training image nearest to a model's drawings is: see `repsim_utils.experiments.drawings.nearest`.
 
     Among those that it shares with the other model, its own, and as many that neither has seen, of the same classes;
-    a set that is empty is left out.
+    a set that is empty is left out. And the share of drawings that are copies: see
+    `repsim_utils.experiments.drawings.copied`.
     """
     indices = [vision.split(pair.first).first, vision.split(pair.second).second]
     mine, others = indices if member.which == 1 else indices[::-1]
@@ -364,7 +407,10 @@ def copies(pair: Pair, member: Member, run: Run) -> dict[str, float]:
         "own": images[torch.from_numpy(np.setdiff1d(mine, others))],
         "unseen": test.images[known],
     }
-    return drawings.nearest(run.weights()["samples"], {name: one for name, one in sets.items() if len(one)})
+    drawn = run.weights()["samples"]
+    found = drawings.nearest(drawn, {name: one for name, one in sets.items() if len(one)})
+    copied, chance = drawings.copied(drawn, images[torch.from_numpy(mine)], sets["unseen"])
+    return {f"nearest_{name}": share for name, share in found.items()} | {"copied": copied, "copied_chance": chance}
 
 
 def gallery(cells: Iterable[Pair], store: Store) -> Tensor:

@@ -89,6 +89,18 @@ def nearest(drawn: Tensor, sets: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(sets, counts.tolist(), strict=True))
 
 
+def copied(drawn: Tensor, seen: Tensor, unseen: Tensor) -> tuple[float, float]:
+    """Share of drawings that are far nearer to an image the model has seen than to any of as many that it has not.
+
+    Far nearer is at less than half the distance, in pixels. Second, what chance gives: the share that is as much nearer
+    to an unseen image. Images are uint8 (n, 3, h, w).
+    """
+    m = min(len(seen), len(unseen))
+    pixels = as_float(drawn).flatten(1)
+    a, b = (torch.cdist(pixels, as_float(some(one, m)).flatten(1)).min(1).values for one in (seen, unseen))
+    return float((a < b / 2).float().mean()), float((b < a / 2).float().mean())
+
+
 def some(rows: Tensor, n: int) -> Tensor:
     """At most n of the rows, drawn at random, always the same ones: their order may go by class."""
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n]]

@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from repsim_utils.experiments import diffusion, vision
-from repsim_utils.experiments.diffusion import DATASET, TASK, VIEWS, gallery, pairs, prepared, spectrum, trained_model
-from repsim_utils.features import represent_noisy
+from repsim_utils.experiments.diffusion import (
+    CONTROLS,
+    DATASET,
+    TASK,
+    VIEWS,
+    first_direction,
+    gallery,
+    pairs,
+    prepared,
+    spectrum,
+    trained_model,
+)
+from repsim_utils.features import draw_noise, represent_noisy
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.models.diffusion import Denoiser, sample
 from repsim_utils.store import Store, key
@@ -153,8 +164,10 @@ def test_both_models_see_the_same_noise(run):
     assert not torch.equal(given[2][0], x) and not torch.equal(given[2][1], t)
 
 
-def test_measuring_gives_both_models_one_seed(run, monkeypatch):
+def test_measuring_gives_both_models_one_seed_but_for_controls(run, monkeypatch):
     asked = []
+    for controls in ("_controls", "_with_other_noise"):
+        monkeypatch.setattr(diffusion, controls, lambda *_: [])
     monkeypatch.setattr(
         diffusion,
         "represent_noisy",
@@ -167,25 +180,65 @@ def test_measuring_gives_both_models_one_seed(run, monkeypatch):
     assert {options["seed"] for _, options in asked} == {0}
 
 
+def test_controls_keep_the_timesteps_and_change_the_noise_and_the_images(run, monkeypatch):
+    asked, pair = [], run.cells[0]
+    models = [trained_model(one, run.store)[0] for one in pair.members]
+    probe = vision.held_out(pair).images[:64]
+    timesteps = draw_noise(probe, seed=0)[1]
+
+    def spy(model, images, **options):
+        asked.append((model, images, options))
+        return represent_noisy(model, images, **options)
+
+    monkeypatch.setattr(diffusion, "represent_noisy", spy)
+    x = represent_noisy(models[0], probe, seed=0)["last"]
+    rows = pd.DataFrame(diffusion._controls(x, models[1], probe, pair))
+    assert list(dict.fromkeys(rows["view"])) == list(CONTROLS)
+    *new, (_, same, noise), (_, others, too) = asked
+    for (model, images, options), member in zip(new, pair.members, strict=True):
+        untrained = diffusion.fresh(member).state_dict()
+        assert all(torch.equal(value, untrained[name]) for name, value in model.state_dict().items())
+        assert images is probe and options == {"seed": 0}
+    for options in (noise, too):
+        assert options["seed"] != 0 and torch.equal(options["timestep"], timesteps)
+    assert same is probe and not torch.equal(others, probe)
+    assert {i.numpy().tobytes() for i in others} == {i.numpy().tobytes() for i in probe}
+    asked.clear()
+    diffusion._with_other_noise(*models, probe, pair)
+    assert [(options["seed"] == 0, options["timestep"]) for _, _, options in asked] == [
+        *((True, 100), (False, 100)),
+        *((True, 900), (False, 900)),
+    ]
+
+
 def test_a_timestep_may_be_given(run):
     model, _ = trained_model(run.cells[0].first, run.store)
     images = vision.held_out(run.cells[0]).images[:10]
     seen = []
     model.noisy = lambda images, noise, steps: seen.append(steps) or Denoiser.noisy(model, images, noise, steps)
     represent_noisy(model, images, seed=0, timestep=7)
-    assert seen[0].tolist() == [7] * 10
+    represent_noisy(model, images, seed=0, timestep=torch.arange(10))
+    assert seen[0].tolist() == [7] * 10 and seen[1].tolist() == list(range(10))
 
 
 def test_rows(run):
     table = run.table
     whole = table[table.probe == "color_shape_digit"]
     published = whole[(whole["view"] == VIEWS[0]) & whole.layer.isna()]
-    of_models = {f"{name}_{which}" for name in ("first_direction", "dimensions") for which in ("first", "second")}
+    of_models = {
+        f"{name}_{which}"
+        for name in ("first_direction", "dimensions", "follows_noise")
+        for which in ("first", "second")
+    }
     assert set(published.metric) == {*PAPER, *PUBLISHED.values(), *of_models}
     assert published.null_mean.notna().sum() == 3 * (len(PAPER) + len(PUBLISHED))
     for view in VIEWS[1:]:
         assert set(whole.metric[whole["view"] == view]) == set(PAPER)
+    for view in CONTROLS:
+        assert set(whole.metric[(whole["view"] == view) & whole.layer.isna()]) == set(PAPER)
     grid = whole[whole.layer.notna()]
+    assert len(grid[grid["view"] == "other noise"]) == 3 * len(PAPER) * 2
+    grid = grid[grid["view"] == VIEWS[0]]
     assert len(grid) == 3 * len(PAPER) * len(LAYERS) * 3 and set(grid.layer) == set(LAYERS)
     assert set(grid.timestep.dropna()) == {100, 900}
     last = grid[(grid.layer == "last") & grid.timestep.isna() & (grid.metric == "cka")]
@@ -214,6 +267,9 @@ def test_prepared_and_spectrum():
     standard = prepared(x, "standardised")
     assert torch.allclose(standard.mean(0), torch.zeros(5).double(), atol=1e-9)
     assert torch.allclose(standard.std(0), torch.ones(5).double())
+    along, direction = first_direction(x)
+    assert along.var() / x.var(0).sum() == pytest.approx(float(spectrum(x)[0]), rel=1e-4)
+    assert torch.allclose(along, (x - x.mean(0)) @ direction) and direction.norm() == pytest.approx(1, rel=1e-5)
     whole, rest = prepared(x, "as published"), prepared(x, "without the first direction")
     assert torch.allclose(spectrum(rest)[:-1], spectrum(whole)[1:] / spectrum(whole)[1:].sum(), atol=1e-6)
 

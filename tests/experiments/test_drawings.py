@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
-from repsim_utils.experiments.drawings import frechet, nearest, quality, some
+from repsim_utils.experiments.drawings import copied, frechet, nearest, quality, some
 from repsim_utils.models.vision import Classifier
 
 
@@ -88,3 +88,11 @@ def test_images_in_the_order_of_their_classes_are_judged_as_any():
     for labels in (in_turn, sorted_by_class):
         found = quality(judge(), painted(in_turn), in_turn, painted(labels, 1), labels)
         assert max(found["frechet_real"], found["frechet"]) < 0.1 * far["frechet"]
+
+
+def test_copied_counts_what_is_far_nearer_to_what_was_seen():
+    generator = torch.Generator().manual_seed(0)
+    seen, unseen, new = (torch.randint(256, (20, 3, 4, 4), dtype=torch.uint8, generator=generator) for _ in range(3))
+    assert copied(seen[:5], seen, unseen) == (1, 0) and copied(unseen[:5], seen, unseen) == (0, 1)
+    assert copied(new, seen, unseen) == (0, 0)
+    assert copied(torch.cat([seen[:5], new[:15]]), seen, unseen) == (0.25, 0)
