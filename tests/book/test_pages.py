@@ -24,7 +24,7 @@ CHARTS = {
     "causes/dataset_overlap_language.html": 5,
     "causes/task_overlap_language.html": 4,
     "causes/finetuned_llm.html": 3,
-    "causes/diffusion.html": 9,
+    "causes/diffusion.html": 11,
     "consequences/adversarial_transfer.html": 12,
     "consequences/jailbreak_transfer.html": 4,
     "beyond/why_lora_hides_overlap.html": 5,
