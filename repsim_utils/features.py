@@ -74,11 +74,20 @@ def represent_noisy(
     -------
     dict
         From the name of a layer to float32 (n, d), on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the images are not such, or a timestep is out of range.
     """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 (n, 3, h, w), got {images.dtype} {tuple(images.shape)}")
     where = device()
     model.to(where).eval()
     noise, drawn = draw_noise(images, seed=seed)
     when = drawn if timestep is None else torch.as_tensor(timestep).expand(len(images))
+    if len(when) and not 0 <= int(when.min()) <= int(when.max()) < TIMESTEPS:
+        raise ValueError(f"timestep must be from 0 to {TIMESTEPS - 1}, got {int(when.min())} to {int(when.max())}")
     batches = []
     for part, some_noise, steps in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
         steps = steps.to(where)

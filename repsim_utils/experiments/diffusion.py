@@ -78,8 +78,8 @@ class Judge(Trainee):
 
 
 def _of_diffusion(values: tuple[int, ...]) -> tuple[int, ...]:
-    if not all(0 <= value < TIMESTEPS for value in values) or len(set(values)) < len(values):
-        raise ValueError(f"timesteps are different whole numbers from 0 to {TIMESTEPS - 1}")
+    if not values or not all(0 <= value < TIMESTEPS for value in values) or len(set(values)) < len(values):
+        raise ValueError(f"timesteps are different whole numbers from 0 to {TIMESTEPS - 1}, at least one")
     return values
 
 
@@ -110,6 +110,9 @@ class Settings(Frozen):
     @model_validator(mode="after")
     def _known(self) -> Settings:
         check_choice(self.architectures, self.models)
+        for name in self.architectures or self.models:
+            options = self.models[name].network.model_dump(exclude={"depth", "schedule"})
+            models.check(self.data.pixels, **options)
         return self
 
 

@@ -142,13 +142,8 @@ def build(
     """
     from diffusers import UNet2DModel
 
+    check(size, width=width, multipliers=multipliers, attention=attention, groups=groups)
     n = len(multipliers)
-    if size % 2 ** (n - 1):
-        raise ValueError(f"size must be a multiple of {2 ** (n - 1)} for {n} stages, got {size}")
-    if width % groups:
-        raise ValueError(f"width must be a multiple of groups = {groups}, got {width}")
-    if not 0 <= attention <= n:
-        raise ValueError(f"attention is of 0 to {n} stages, got {attention}")
     with seeded(seed):
         unet: Any = UNet2DModel(
             sample_size=size,
@@ -160,6 +155,17 @@ def build(
             num_class_embeds=n_classes + 1,
         )
     return Denoiser(unet.to(memory_format=torch.channels_last), schedule)
+
+
+def check(size: int, *, width: int, multipliers: tuple[int, ...], attention: int, groups: int) -> None:
+    """What `build` asks of its arguments, before anything is built."""
+    n = len(multipliers)
+    if size % 2 ** (n - 1):
+        raise ValueError(f"size must be a multiple of {2 ** (n - 1)} for {n} stages, got {size}")
+    if width % groups:
+        raise ValueError(f"width must be a multiple of groups = {groups}, got {width}")
+    if not 0 <= attention <= n:
+        raise ValueError(f"attention is of 0 to {n} stages, got {attention}")
 
 
 def as_pixels(images: Tensor) -> Tensor:

@@ -221,6 +221,17 @@ def test_a_timestep_may_be_given(run):
     assert seen[0].tolist() == [7] * 10 and seen[1].tolist() == list(range(10))
 
 
+def test_what_cannot_be_represented(run):
+    model, _ = trained_model(run.cells[0].first, run.store)
+    images = vision.held_out(run.cells[0]).images[:4]
+    with pytest.raises(ValueError, match=r"images must be uint8 \(n, 3, h, w\), got torch.float32"):
+        represent_noisy(model, images.float() / 255, seed=0)
+    with pytest.raises(ValueError, match=r"images must be uint8 .* \(4, 1, 16, 16\)"):
+        represent_noisy(model, images[:, :1], seed=0)
+    with pytest.raises(ValueError, match="timestep must be from 0 to 999, got 1000"):
+        represent_noisy(model, images, seed=0, timestep=1000)
+
+
 def test_rows(run):
     table = run.table
     whole = table[table.probe == "color_shape_digit"]
@@ -288,6 +299,8 @@ def test_gallery_shows_a_training_and_then_a_model_of_every_seed(runs):
     ("change", "message"),
     [
         ({"timesteps": [1000]}, "timesteps are different whole numbers from 0 to 999"),
+        ({"timesteps": []}, "at least one"),
+        ({"data": SETTINGS["data"] | {"size": 17}}, "size must be a multiple of 2 for 2 stages, got 17"),
         ({"architectures": ["unet"]}, "no architecture unet; choose from small_unet"),
     ],
 )
