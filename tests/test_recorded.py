@@ -113,8 +113,8 @@ def store(tmp_path_factory):
 def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
     """Everything in common, seed 0. Threads and machines lead training elsewhere, though not far.
 
-    Farthest on handwritten digits, which no model was trained on: with one thread CKA there came out 0.105 above the
-    recorded one of two threads; recorded seeds range over 0.11.
+    Farthest on handwritten digits, which no model was trained on: in one run CKA there came out 0.105 above the
+    recorded one; recorded seeds range over 0.11.
     """
     (cell,) = vision.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=["small_resnet"]), kind)
     again = sweep(vision.measure_pair, [cell], store=store, progress=False)
