@@ -13,7 +13,7 @@ from repsim_utils.attacks import adversarial
 from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, attack_pair, gradient_cosine, rates
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import vision
-from repsim_utils.experiments.common import Frozen, Overlaps, Seeds
+from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds
 from repsim_utils.experiments.samples import Data, evenly, fingerprint
 from repsim_utils.experiments.vision import Kind, Member
 from repsim_utils.models.vision import as_float, device
@@ -55,7 +55,7 @@ class Cause(Frozen):
     published: float = Field(gt=0)
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of attacks on the pairs of both sweeps in vision.
 
     `seeds`, `overlaps`, `architectures` and `data` replace those of the sweeps in `causes`. Every pair is attacked with

@@ -45,6 +45,27 @@ def _between_0_and_1(values: tuple[float, ...]) -> tuple[float, ...]:
 Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_between_0_and_1)]
 
 
+class Primary(Frozen):
+    """The one contrast by which an experiment is judged: the slope on overlap of the recorded rows that `where` selects.
+
+    A value of None in `where` selects rows in which that column is empty. `smallest` is the smallest effect of interest,
+    a change of the measurement from overlap 0 to overlap 1 (from level to level in `task_only`).
+    """
+
+    where: dict[str, str | float | None] = Field(min_length=1)
+    smallest: float = Field(gt=0)
+
+
+class Declared(Frozen):
+    """Settings with what an experiment declares before it is run; no key of the store depends on that.
+
+    `fresh_seeds` are those of `seeds` that nobody had looked at when the recipe and `primary` were written down.
+    """
+
+    fresh_seeds: tuple[int, ...] = ()
+    primary: Primary | None = None
+
+
 def single(value: Any) -> Any:
     """One value as a list of one, for settings that hold several."""
     return value if isinstance(value, list | tuple) or value is None else [value]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repsim_utils import overlap as splitting
 from repsim_utils.experiments import drawings, samples, vision
-from repsim_utils.experiments.common import Frozen, Overlaps, Seeds, check_choice, similarities
+from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds, check_choice, similarities
 from repsim_utils.experiments.samples import Data
 from repsim_utils.experiments.vision import Trainee
 from repsim_utils.features import draw_noise, represent_noisy
@@ -86,7 +86,7 @@ def _of_diffusion(values: tuple[int, ...]) -> tuple[int, ...]:
 Timesteps = Annotated[tuple[int, ...], AfterValidator(_of_diffusion)]
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of an experiment on overlap in diffusion models.
 
     A pair is measured on held-out images (`n_test` a class; None: all; at most `n_probe` a probe), each with noise of a

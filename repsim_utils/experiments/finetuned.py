@@ -16,6 +16,7 @@ from repsim_utils.datasets import text
 from repsim_utils.experiments import reading
 from repsim_utils.experiments.common import (
     LEAST_PROBE,
+    Declared,
     Frozen,
     Overlaps,
     Seeds,
@@ -91,7 +92,7 @@ def _known_base(base: Any) -> Any:
     return base
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of an experiment on fine-tuning.
 
     `corpora`, `divided`, `max_bytes`, `n_probe` and `probe_corpora` are as in `repsim_utils.experiments.language`. A

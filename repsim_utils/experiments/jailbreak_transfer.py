@@ -18,7 +18,7 @@ from repsim_utils.attacks.jailbreak import Found, Prompt
 from repsim_utils.datasets import dialogues
 from repsim_utils.datasets.dialogues import Chat
 from repsim_utils.experiments import policy
-from repsim_utils.experiments.common import LEAST_PROBE, Frozen, Overlaps, Seeds, check_choice, similarities
+from repsim_utils.experiments.common import LEAST_PROBE, Declared, Frozen, Overlaps, Seeds, check_choice, similarities
 from repsim_utils.experiments.policy import Base, Member, Policy, Request
 from repsim_utils.features import represent_prompts
 from repsim_utils.models.language import GPT
@@ -58,7 +58,7 @@ def _topic(name: str) -> str:
     return name
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says.
 
     Pairs are those of every overlap, seed, entry of `bases` and policy named in `architectures` (None: all). Models

@@ -13,6 +13,7 @@ from repsim_utils.datasets import text
 from repsim_utils.experiments import reading
 from repsim_utils.experiments.common import (
     LEAST_PROBE,
+    Declared,
     Frozen,
     Overlaps,
     Seeds,
@@ -62,7 +63,7 @@ class Trainee(Frozen):
     recipe: Recipe
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of an experiment on overlap in text.
 
     `corpora` are read and encoded together, with those in `divided` that are not among them. Dataset overlap divides

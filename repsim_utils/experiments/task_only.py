@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repsim_utils.datasets import color_shape_digit
 from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit
-from repsim_utils.experiments.common import Architecture, Frozen, Seeds
+from repsim_utils.experiments.common import Architecture, Declared, Frozen, Seeds
 from repsim_utils.features import represent
 from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models import vision as models
@@ -47,7 +47,7 @@ class Data(Frozen):
     difficulty: float = Field(0.5, ge=0, le=1)
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of this experiment."""
 
     seeds: Seeds

@@ -21,6 +21,7 @@ from repsim_utils.experiments import samples
 from repsim_utils.experiments.common import (
     LEAST_PROBE,
     Architecture,
+    Declared,
     Frozen,
     Overlaps,
     Seeds,
@@ -65,7 +66,7 @@ def _known_probes(sources: tuple[str, ...]) -> tuple[str, ...]:
     return sources
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says of an experiment on overlap.
 
     `models` are named by what tables call them; `architectures` picks some of them (None: all). A pair is measured on
