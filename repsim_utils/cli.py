@@ -100,30 +100,41 @@ def run(
         str | None, typer.Option("--scheduler", help="A Dask scheduler that is running: tcp://HOST:PORT.")
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Write data/results/EXPERIMENT.csv, and pictures beside it (laptop only).")
+        bool,
+        typer.Option(
+            "--record",
+            help="Run what data/results/EXPERIMENT.csv lacks and add it (laptop only; -p seeds for some of the seeds).",
+        ),
     ] = False,
 ) -> None:
     """Run an experiment; finished cells are taken from the store, and the same command goes on after a stop."""
-    from repsim_utils import cluster, published
+    from repsim_utils import cluster, profiles, published
     from repsim_utils.sweep import collect, sweep
 
-    if record and (profile != "laptop" or parameters):
-        raise ValueError("only the whole laptop profile is recorded: use --profile laptop, and no -p")
+    if record and (profile != "laptop" or {name for name, _ in _split(parameters)} - {"seeds"}):
+        raise ValueError("only the laptop profile is recorded: use --profile laptop, and no -p but seeds")
+    definition, cells, where = _cells(experiment, profile, parameters, store)
     if record:
         published.check_recordable(experiment)
-    definition, cells, where = _cells(experiment, profile, parameters, store)
+        _, whole, _ = _cells(experiment, profile, None, store)
+        if unknown := sorted({cell.second.seed for cell in cells} - {cell.second.seed for cell in whole}):
+            raise ValueError(f"seeds {unknown} are not in the laptop profile, which alone is recorded")
+        cells = published.unrecorded(cells, experiment)
     table = collect(cells, where)
-    if table.empty or table["key"].nunique() < len(cells):
+    if cells and (table.empty or table["key"].nunique() < len(cells)):
         where.check()
         definition.prepare(cells)
         with cluster.workers(workers, scheduler) as client:
             table = sweep(definition.measure, cells, train=definition.train, store=where, client=client)
-    table.insert(2, "profile", profile)
+    if len(table):
+        table.insert(2, "profile", profile)
     if record:
-        typer.echo(f"recorded in {published.record(table, experiment)}")
-        if definition.gallery is not None:
+        fresh = profiles.load(profile, experiment).fresh_seeds
+        typer.echo(f"recorded in {published.record(table, experiment, whole, fresh_seeds=fresh)}")
+        if definition.gallery is not None and len(cells) == len(whole):
             pictures = published.record_gallery(definition.gallery(cells, where), experiment)
             typer.echo(f"recorded in {pictures}")
+        table = published.recorded(experiment)
     _summarise(table, definition)
 
 
@@ -286,6 +297,24 @@ def compare(
         return
     table = pd.DataFrame(rows).rename(columns={"null_mean": "chance", "null_quantile": "threshold", "p_value": "p"})
     typer.echo(table.to_string(index=False, float_format="%.4f"))
+
+
+@app.command()
+def claims(
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with every column.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Write data/claims.csv.")] = False,
+) -> None:
+    """Every experiment's primary contrast, as recorded on fresh seeds and on all."""
+    from repsim_utils import tables
+
+    if record:
+        typer.echo(f"recorded in {tables.record_claims()}")
+    table = tables.claims()
+    if csv:
+        typer.echo(table.to_csv(index=False, float_format="%.4g", lineterminator="\n"), nl=False)
+    else:
+        shown = table.drop(columns=["chapter", "contrast", "n"])
+        typer.echo(shown.to_string(index=False, float_format="{:.4g}".format))
 
 
 @app.command()

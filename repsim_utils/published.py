@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from repsim_utils import files
+from repsim_utils.store import key
 
 _NAMES = {  # experiments that the published table calls otherwise
     "task_only": "csd_task_only",
@@ -47,7 +50,39 @@ def published(experiment: str) -> pd.DataFrame:
     ValueError
         If nothing was published under this name.
     """
-    table = pd.read_csv(files.data_folder() / "published_results.csv")
+    return _rows("published_results", experiment)
+
+
+def published_slopes(experiment: str) -> pd.DataFrame:
+    """Slopes on overlap of one experiment, computed from the released tables as `repsim_utils.analysis.trend` does it.
+
+    Parameters
+    ----------
+    experiment : str
+        As for `published`.
+
+    Returns
+    -------
+    DataFrame
+        Columns experiment, model, training, dataset, probe, metric, slope, low, high (95% t interval over seeds),
+        n_seeds, n_pairs, n_levels, r_squared, mutual_information. For ``csd_task_only`` overlap runs from 0 (level 1)
+        to 1 (level 3).
+
+    Raises
+    ------
+    ValueError
+        If nothing was published under this name.
+    """
+    return _rows("published_slopes", experiment)
+
+
+def published_regressions() -> pd.DataFrame:
+    """The authors' own R² and mutual information (nats) of CKA and overlap: columns experiment, probe and both."""
+    return pd.read_csv(files.data_folder() / "published_regressions.csv")
+
+
+def _rows(name: str, experiment: str) -> pd.DataFrame:
+    table = pd.read_csv(files.data_folder() / f"{name}.csv")
     rows = table[table.experiment.isin(_NAMES.get(experiment, experiment).split())]
     if rows.empty:
         raise ValueError(f"nothing published as {experiment!r}; there is {', '.join(sorted(set(table.experiment)))}")
@@ -87,10 +122,42 @@ def check_recordable(experiment: str) -> Path:
     return path
 
 
-def record(table: pd.DataFrame, experiment: str) -> Path:
-    """Write an experiment's recorded results; only ``repsim run … --record`` calls this. See `check_recordable`."""
+def unrecorded(cells: Iterable[Any], experiment: str) -> list[Any]:
+    """Those of an experiment's cells that are to be run before it is recorded.
+
+    A model comes out a little otherwise on another machine, so the cells of one seed are recorded together: where one
+    of them is missing, or has another configuration by now, all cells of that seed are in the list.
+    """
+    cells = list(cells)
+    there = set(recorded(experiment)["key"]) if recorded_path(experiment).is_file() else set()
+    lacking = {cell.second.seed for cell in cells if key(cell.model_dump(mode="json")) not in there}
+    return [cell for cell in cells if cell.second.seed in lacking]
+
+
+def record(table: pd.DataFrame, experiment: str, cells: Iterable[Any], *, fresh_seeds: Collection[int] = ()) -> Path:
+    """Write an experiment's recorded results; only ``repsim run … --record`` calls this. See `check_recordable`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What was run now; may be empty.
+    experiment : str
+    cells : iterable
+        All cells of the experiment. Of these, what was recorded earlier and is not in `table` stays; other rows go.
+    fresh_seeds : collection of int
+        Seeds that the column `seeds` calls ``fresh``; others are ``chosen``.
+    """
     path = check_recordable(experiment)
-    first = ["experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "probe", "metric"]
+    keys = [key(cell.model_dump(mode="json")) for cell in cells]
+    parts = [table] if len(table) else []
+    if path.is_file():
+        before = recorded(experiment)
+        parts.append(before[~before["key"].isin(set(table["key"]) if len(table) else ())])
+    table = pd.concat(parts, ignore_index=True)
+    table = table[table["key"].isin(keys)].sort_values("key", key=lambda k: k.map(keys.index), kind="stable")
+    table["seeds"] = table["seed"].isin(list(fresh_seeds)).map({True: "fresh", False: "chosen"})
+    first = ["experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "seeds"]
+    first += ["probe", "metric"]
     last = ["value", "version", "date", "wall_seconds"]
     columns = [c for c in first if c in table] + [c for c in table if c not in first + last] + last
     files.write(path, table[columns].to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from repsim_utils import __version__, cli, metrics, profiles, published
+from repsim_utils import __version__, cli, files, metrics, profiles, published
 from repsim_utils.datasets.shards import DamagedDataError
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from tests.tiny import NETWORKS
@@ -84,10 +85,14 @@ def test_module_runs_as_a_program():
         (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
         (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, each at most once, got [7]"),
         (["run", "task_only", "-p", "seeds"], "-p seeds needs a value"),
-        (["run", "task_only", "--record"], "only the whole laptop profile is recorded"),
+        (["run", "task_only", "--record"], "only the laptop profile is recorded"),
         (
-            ["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0]"],
-            "only the whole laptop profile",
+            ["run", "task_only", "--record", "--profile", "laptop", "-p", "overlaps", "[1]"],
+            "only the laptop profile",
+        ),
+        (
+            ["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0, 99]"],
+            "seeds [99] are not in the laptop profile, which alone is recorded",
         ),
     ],
 )
@@ -135,18 +140,56 @@ def test_run_uses_the_store_of_the_environment(repsim, tmp_path, monkeypatch):
     assert repsim("run", "task_only", *tiny(one_word))[0] == 0  # both forms mean the same, and all is there
 
 
-def test_record_writes_the_whole_laptop_table(repsim, monkeypatch):
-    tables = []
-    small = task_only.Settings(
-        seeds=(0,), overlaps=(1,), data={"n_train": 1, "n_probe": 1, "size": 16},
-        model={"name": "small_resnet", "width": 4},
-        recipe={"epochs": 1, "batch_size": 128, "lr": 0.1, "peak_epoch": 0.5},
-    )  # fmt: skip
-    monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
-    monkeypatch.setattr(published, "record", lambda table, experiment: tables.append((table, experiment)) or "there")
-    code, out, _ = repsim("run", "task_only", "--profile", "laptop", "--record", "--workers", "0")
-    assert code == 0 and out.startswith("recorded in there\n")
-    assert tables[0][1] == "task_only" and set(tables[0][0].profile) == {"laptop"}
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout without recorded results, and a laptop profile that is small."""
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "data")
+
+    def load(profile, section, **changes):
+        seeds = yaml.safe_load(str(changes.get("seeds", "[0, 5]")))
+        return task_only.Settings(
+            seeds=seeds, fresh_seeds=(5,), overlaps=(1, 3), data={"n_train": 1, "n_probe": 1, "size": 16},
+            model={"name": "small_resnet", "width": 4},
+            recipe={"epochs": 1, "batch_size": 128, "lr": 0.1, "peak_epoch": 0.5},
+        )  # fmt: skip
+
+    monkeypatch.setattr("repsim_utils.profiles.load", load)
+    return tmp_path / "data" / "results" / "task_only.csv"
+
+
+RECORD = "run", "task_only", "--profile", "laptop", "--record", "--workers", "0"
+
+
+def test_record_writes_the_whole_laptop_table_and_what_is_there_is_not_run_again(repsim, checkout, monkeypatch):
+    code, out, _ = repsim(*RECORD)
+    assert code == 0 and out.startswith(f"recorded in {checkout}\n")
+    table = published.recorded("task_only")
+    assert set(table.profile) == {"laptop"}
+    assert set(zip(table.seed, table.seeds, strict=True)) == {(0, "chosen"), (5, "fresh")}
+    before = checkout.read_bytes()
+    monkeypatch.setattr(task_only, "train", None)  # nothing of it is in the other store, and nothing is run
+    assert repsim(*RECORD, "--store", checkout.parent / "other")[0] == 0 and checkout.read_bytes() == before
+
+
+def test_seeds_are_recorded_one_by_one_and_a_seed_is_recorded_whole(repsim, checkout):
+    assert repsim(*RECORD, "-p", "seeds", "[5]")[0] == 0
+    assert set(published.recorded("task_only").seed) == {5}
+    assert repsim(*RECORD, "-p", "seeds", "[0]")[0] == 0
+    table = published.recorded("task_only")
+    assert list(dict.fromkeys(table.seed)) == [0, 5]  # in the order of the profile
+    cells = task_only.pairs(profiles.load("laptop", "task_only"))
+    assert published.unrecorded(cells, "task_only") == []
+    checkout.unlink()
+    published.record(table[table["key"] != table["key"].iloc[-1]], "task_only", cells)  # a cell of seed 5 is lost
+    assert published.unrecorded(cells, "task_only") == [cell for cell in cells if cell.second.seed == 5]
+
+
+def test_rows_of_cells_that_are_no_longer_in_the_profile_are_dropped(repsim, checkout):
+    assert repsim(*RECORD)[0] == 0
+    table, cells = published.recorded("task_only"), task_only.pairs(profiles.load("laptop", "task_only"))
+    published.record(table.head(0), "task_only", [cell for cell in cells if cell.second.seed == 5])
+    assert set(published.recorded("task_only").seed) == {5}
 
 
 def test_pictures_are_recorded_beside_the_table(repsim, monkeypatch):
@@ -159,7 +202,8 @@ def test_pictures_are_recorded_beside_the_table(repsim, monkeypatch):
     )
     monkeypatch.setitem(EXPERIMENTS, "dataset_overlap_diffusion", quick)
     monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
-    monkeypatch.setattr(published, "record", lambda table, experiment: "there")
+    monkeypatch.setattr(published, "record", lambda table, experiment, cells, fresh_seeds: "there")
+    monkeypatch.setattr(published, "unrecorded", lambda cells, experiment: cells)
     monkeypatch.setattr(published, "record_gallery", lambda images, name: kept.append((images, name)) or "beside it")
     options = "--profile", "laptop", "--record", "--workers", "0"
     code, out, _ = repsim("run", "dataset_overlap_diffusion", *options)
@@ -233,8 +277,8 @@ def test_plan_adds_up(repsim):
     assert code == 0
     heading, *rows = [line.split() for line in out.split("\n\n")[0].splitlines()]
     assert heading[:6] == ["dataset", "model", "cells", "models", "samples", "epochs"] and len(rows) == 2
-    assert sum(int(row[2]) for row in rows) == 96 and sum(int(row[3]) for row in rows) == 112
-    assert "together 96 cells and 112 models" in out and "on one h100 that reaches 50% of 494 TFLOP/s" in out
+    assert sum(int(row[2]) for row in rows) == 192 and sum(int(row[3]) for row in rows) == 224
+    assert "together 192 cells and 224 models" in out and "on one h100 that reaches 50% of 494 TFLOP/s" in out
 
 
 @pytest.mark.parametrize(

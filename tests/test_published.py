@@ -1,5 +1,8 @@
 """The published and the recorded tables."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,7 +11,7 @@ from repsim_utils import files, published
 
 COLUMNS = ["experiment", "model", "training", "dataset", "probe", "metric", "overlap", "mean", "sd", "n"]
 RECORDED = [
-    "experiment", "key", "profile", "dataset", "architecture", "overlap", "seed", "probe", "metric", "value",
+    "experiment", "key", "profile", "dataset", "architecture", "overlap", "seed", "seeds", "probe", "metric", "value",
     "version", "date", "wall_seconds",
 ]  # fmt: skip
 
@@ -17,6 +20,33 @@ def test_the_published_table_is_whole():
     table = pd.read_csv(files.data_folder() / "published_results.csv")
     assert len(table) == 6100 and list(table) == COLUMNS
     assert sum(len(published.published(name)) for name in table.experiment.unique()) == 6100
+
+
+def test_published_slopes_agree_with_published_means():
+    """Slopes of seeds, averaged, are the slope of the means, as every published seed has every overlap."""
+    assert len(pd.read_csv(files.data_folder() / "published_slopes.csv")) == 1066
+    slopes, means = (
+        function("dataset_overlap_vision") for function in (published.published_slopes, published.published)
+    )
+    by = ["model", "training", "dataset", "probe", "metric"]
+    whole = slopes[(slopes.training == "scratch") & (slopes.metric == "cka")]
+    for row in whole.itertuples():
+        here = means[(means[by] == [getattr(row, name) for name in by]).all(axis=1)]
+        assert row.slope == pytest.approx(np.polyfit(here.overlap, here["mean"], 1)[0], abs=1e-5)
+        assert row.low < row.slope < row.high and row.n_pairs == row.n_seeds * row.n_levels
+    first = whole[whole.probe == whole.dataset].set_index("dataset")
+    assert first.slope.round(3).to_dict() == {"cifar100": 0.119, "tinyimagenet": 0.116}
+
+
+def test_published_mutual_information_exceeds_what_six_levels_can_hold():
+    """Why chapters do not compare it over designs: the authors' own figure for ResNet-18 is above ln 6."""
+    table = published.published_regressions()
+    assert len(table) == 57 and list(table) == ["experiment", "probe", "mutual_information", "r_squared"]
+    theirs = table.set_index("experiment").mutual_information["resnet18_tinyimagenet_ds"]
+    ours = published.published_slopes("dataset_overlap_vision")
+    ours = ours[(ours.model == "resnet18") & (ours.training == "pretrained") & (ours.metric == "cka")]
+    (row,) = ours[(ours.dataset == "tinyimagenet") & (ours.probe == "tinyimagenet")].itertuples()
+    assert theirs == pytest.approx(row.mutual_information) and theirs > np.log(row.n_levels)
 
 
 def test_task_only_has_the_numbers_of_the_paper():
@@ -51,10 +81,20 @@ def small_table():
     return pd.DataFrame([row, row | {"seed": 1, "value": None, "key": "1234567890123456"}])
 
 
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    """Cells that are named by the keys themselves."""
+    monkeypatch.setattr(published, "key", lambda config: config)
+
+
+def cells(table):
+    return [SimpleNamespace(model_dump=lambda mode, k=k: k) for k in table["key"]]
+
+
 def test_record_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "data")
     (tmp_path / "pyproject.toml").touch()
-    path = published.record(small_table(), "task_only")
+    path = published.record(small_table(), "task_only", cells(small_table()))
     assert path == tmp_path / "data" / "results" / "task_only.csv"
     table = published.recorded("task_only")
     assert list(table.key) == ["00123e4567890123", "1234567890123456"]  # text, with its zeros
@@ -74,7 +114,7 @@ def test_record_and_read_back_pictures(tmp_path, monkeypatch):
 def test_without_a_checkout_nothing_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "data_folder", lambda: tmp_path / "site-packages" / "data")
     with pytest.raises(FileNotFoundError, match="recorded in a checkout of the book"):
-        published.record(small_table(), "task_only")
+        published.record(small_table(), "task_only", cells(small_table()))
     assert not list(tmp_path.rglob("*.csv"))
 
 

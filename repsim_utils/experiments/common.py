@@ -46,10 +46,10 @@ Overlaps = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_bet
 
 
 class Primary(Frozen):
-    """The one contrast by which an experiment is judged: the slope on overlap of the recorded rows that `where` selects.
+    """The one contrast by which an experiment is judged: the slope on overlap of the recorded rows in `where`.
 
-    A value of None in `where` selects rows in which that column is empty. `smallest` is the smallest effect of interest,
-    a change of the measurement from overlap 0 to overlap 1 (from level to level in `task_only`).
+    A value of None in `where` selects rows in which that column is empty. `smallest` is the smallest effect of
+    interest, a change of the measurement from overlap 0 to overlap 1 (from level to level in `task_only`).
     """
 
     where: dict[str, str | float | None] = Field(min_length=1)

@@ -18,7 +18,7 @@ from repsim_utils.attacks.judges import Judge
 from repsim_utils.datasets import dialogues, goals
 from repsim_utils.datasets.dialogues import Chat
 from repsim_utils.experiments import finetuned, reading
-from repsim_utils.experiments.common import Frozen
+from repsim_utils.experiments.common import Declared, Frozen
 from repsim_utils.experiments.finetuned import Kind, Member
 from repsim_utils.experiments.jailbreak_transfer import Attack
 from repsim_utils.models.language import GPT
@@ -67,7 +67,7 @@ class Protocol(Frozen):
         return self
 
 
-class Settings(Frozen):
+class Settings(Declared):
     """What a profile says: sweeps of fine-tuned pairs, and how each pair is attacked."""
 
     causes: dict[Kind, finetuned.Settings] = Field(min_length=1)

@@ -96,6 +96,11 @@ class Suffixes(Frozen):
     arms: tuple[Arm, ...] = ARMS
 
     @property
+    def seed(self) -> int:
+        """Of the model under attack."""
+        return self.model.seed
+
+    @property
     def members(self) -> tuple[Member]:
         """The model under attack."""
         return (self.model,)

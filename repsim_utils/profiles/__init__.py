@@ -18,7 +18,7 @@ from repsim_utils.experiments import (
     task_only,
     vision,
 )
-from repsim_utils.experiments.common import single
+from repsim_utils.experiments.common import Declared, single
 
 
 class Gallery(BaseModel):
@@ -129,7 +129,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
     text = (Path(__file__).parent / f"{profile}.yaml").read_text()
     try:
         settings = getattr(Profile.model_validate(yaml.safe_load(text)), section)
-        allowed = type(settings).model_fields
+        allowed = [name for name in type(settings).model_fields if name not in Declared.model_fields]
         changes = {name: _parse(value) for name, value in overrides.items() if value is not None}
         unknown = sorted(set(changes) - set(allowed))
         if unknown:

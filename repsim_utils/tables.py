@@ -1,0 +1,127 @@
+"""How numbers are shown: what each chapter set out to test, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from repsim_utils import files, profiles, published
+from repsim_utils.analysis import Trend, trend
+
+CHAPTERS = {  # in which an experiment is shown
+    "task_only": "causes/task_only",
+    "dataset_overlap_vision": "causes/dataset_overlap_vision",
+    "task_overlap_vision": "causes/task_overlap_vision",
+    "dataset_overlap_language": "causes/dataset_overlap_language",
+    "task_overlap_language": "causes/task_overlap_language",
+    "dataset_overlap_finetuned": "causes/finetuned_llm",
+    "task_overlap_finetuned": "causes/finetuned_llm",
+    "dataset_overlap_diffusion": "causes/diffusion",
+    "task_overlap_diffusion": "causes/diffusion",
+    "adversarial_transfer": "consequences/adversarial_transfer",
+    "jailbreak_transfer": "consequences/jailbreak_transfer",
+    "lora_grid": "beyond/why_lora_hides_overlap",
+}
+SEEDS = {"fresh": ("fresh",), "chosen": ("chosen",), "pooled": ("fresh", "chosen")}
+
+
+def primary_rows(experiment: str) -> pd.DataFrame:
+    """Recorded rows of an experiment's primary contrast (`repsim_utils.experiments.common.Primary`)."""
+    table = published.recorded(experiment)
+    for column, value in profiles.load("laptop", experiment).primary.where.items():
+        table = table[table[column].isna() if value is None else table[column] == value]
+    return table
+
+
+def primary_trends(experiment: str) -> dict[str, Trend]:
+    """The primary contrast of an experiment: on its fresh seeds, its chosen ones, and both pooled."""
+    table = primary_rows(experiment)
+    some = SEEDS if (table["seeds"] == "fresh").any() else {"chosen": SEEDS["chosen"]}
+    return {name: trend(table[table["seeds"].isin(kinds)]) for name, kinds in some.items()}
+
+
+def claims() -> pd.DataFrame:
+    """Every experiment's primary contrast, as it came out on fresh seeds, on chosen ones, and on all.
+
+    Returns
+    -------
+    DataFrame
+        Columns chapter, experiment, contrast (the rows of which the slope on overlap is taken), smallest (effect of
+        interest), seeds (``fresh``, ``chosen`` or ``pooled``), slope, low, high (95% interval over seeds), p (exact
+        sign-flip), excluded (equivalence bound at 5%), n_units (seeds), n (rows) and verdict.
+    """
+    rows = []
+    for experiment, chapter in CHAPTERS.items():
+        primary = profiles.load("laptop", experiment).primary
+        contrast = ", ".join(f"{name} {value}" for name, value in primary.where.items() if value is not None)
+        about = {"chapter": chapter, "experiment": experiment, "contrast": contrast, "smallest": primary.smallest}
+        for seeds, found in primary_trends(experiment).items():
+            names = ("slope", "low", "high", "p", "excluded", "n_units", "n")
+            values = {name: asdict(found)[name] for name in names}
+            rows.append(about | {"seeds": seeds} | values | {"verdict": verdict(found, primary.smallest)})
+    return pd.DataFrame(rows)
+
+
+def record_claims() -> Path:
+    """Write `claims` to ``data/claims.csv``; only ``repsim claims --record`` calls this."""
+    published.check_recordable("claims")
+    path = files.data_folder() / "claims.csv"
+    files.write(path, claims().to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
+    return path
+
+
+def verdict(found: Trend, smallest: float) -> str:
+    """What an interval says of 0, and of the smallest effect of interest."""
+    side = "above 0" if found.low > 0 else "below 0" if found.high < 0 else "not distinguishable from 0"
+    if max(found.low, -found.high) > smallest:
+        return f"{side} and larger than the smallest effect of interest"
+    if found.excluded < smallest:
+        return f"{side} and smaller than the smallest effect of interest"
+    return side
+
+
+def primary(experiment: str, what: str) -> str:
+    """An experiment's primary contrast and what came of it, as Markdown.
+
+    Parameters
+    ----------
+    experiment : str
+    what : str
+        The measurement in words, such as ``linear CKA of the small ResNet on held-out images``.
+    """
+    declared: Any = profiles.load("laptop", experiment)
+    digits = 4 if declared.primary.smallest < 0.01 else 3
+    found = primary_trends(experiment)
+    lines = [
+        f"**Primary contrast**: the slope on overlap of {what}. Smallest effect of interest: "
+        f"{declared.primary.smallest:g}. {_when(declared.fresh_seeds)}\n"
+    ]
+    if "fresh" in found:
+        del found["chosen"]
+    for seeds, line in found.items():
+        name = {"fresh": "fresh seeds", "pooled": "seeds, fresh and chosen", "chosen": "seeds"}[seeds]
+        p = f"p = {line.p:.2g}" if line.p >= 1e-4 else "p < 0.0001"
+        lines.append(
+            f"- {line.n_units} {name}: {interval(line, digits)}, {p} (exact); "
+            f"{verdict(line, declared.primary.smallest)}."
+        )
+    return "\n".join(lines)
+
+
+def _when(fresh_seeds: tuple[int, ...]) -> str:
+    if fresh_seeds:
+        return "Both were written down before the fresh seeds were run. All other numbers on this page are secondary."
+    return (
+        "Both were written down after the recorded seeds had been looked at, and no fresh seeds confirm them. "
+        "All other numbers on this page are secondary."
+    )
+
+
+def interval(row: Any, digits: int = 3) -> str:
+    """A slope, an estimate or a mean with its interval, signed where it is a difference."""
+    change = getattr(row, "slope", getattr(row, "estimate", None))
+    sign, value = ("", row["mean"]) if change is None else ("+", change)
+    return f"{value:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"

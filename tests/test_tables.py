@@ -1,0 +1,94 @@
+"""What the chapters set out to test, and what came of it."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from repsim_utils import files, profiles, published, tables
+from repsim_utils.analysis import trend
+from repsim_utils.experiments import EXPERIMENTS
+
+RECORDED = sorted(path.stem for path in (files.data_folder() / "results").glob("*.csv"))
+
+
+def test_every_recorded_experiment_declares_a_primary_contrast_and_has_a_chapter():
+    assert sorted(tables.CHAPTERS) == RECORDED
+    for name in RECORDED:
+        declared = profiles.load("laptop", name)
+        rows = tables.primary_rows(name)
+        assert declared.primary.smallest > 0 and rows.seed.nunique() >= 4, name
+        assert not rows.duplicated(["seed", "overlap", *({"pair", "source"} & set(rows))]).any(), name
+        assert (files.data_folder().parent / "chapters" / f"{tables.CHAPTERS[name]}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_fresh_seeds_are_those_of_the_profile(name):
+    table, declared = published.recorded(name), profiles.load("laptop", name)
+    fresh = table[table.seeds == "fresh"].seed
+    assert set(table.seeds) <= {"fresh", "chosen"} and set(fresh) == set(declared.fresh_seeds)
+    assert not set(fresh) & set(table[table.seeds == "chosen"].seed)
+
+
+def test_the_table_of_claims_is_that_of_the_recorded_results():
+    """Written by `repsim claims --record`."""
+    kept = pd.read_csv(files.data_folder() / "claims.csv")
+    now = pd.read_csv(io.StringIO(tables.claims().to_csv(index=False, float_format="%.4g")))
+    pd.testing.assert_frame_equal(kept, now)
+
+
+def test_claims_by_hand():
+    """One row again, by NumPy alone."""
+    table = published.recorded("dataset_overlap_vision")
+    table = table[
+        (table.architecture == "small_resnet") & (table.probe == "color_shape_digit") & (table.metric == "cka")
+    ]
+    for seeds, some in (("fresh", table[table.seeds == "fresh"]), ("pooled", table)):
+        own = [np.polyfit(part.overlap, part.value, 1)[0] for _, part in some.groupby("seed")]
+        found = tables.claims().query("experiment == 'dataset_overlap_vision'").set_index("seeds").loc[seeds]
+        assert found.slope == pytest.approx(np.mean(own)) and found.n_units == len(own)
+
+
+def line(*slopes):
+    table = pd.DataFrame([(s, x, x * slope) for s, slope in enumerate(slopes) for x in (0, 1)])
+    return trend(table.set_axis(["seed", "overlap", "value"], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("slopes", "said"),
+    [
+        ((0.10, 0.11, 0.12, 0.11), "above 0 and larger than the smallest effect of interest"),
+        ((-0.10, -0.11, -0.12, -0.11), "below 0 and larger than the smallest effect of interest"),
+        ((0.01, 0.011, 0.012, 0.011), "above 0 and smaller than the smallest effect of interest"),
+        ((0.01, -0.011, 0.012, -0.011), "not distinguishable from 0 and smaller than the smallest effect of interest"),
+        ((0.3, -0.3, 0.4, -0.5), "not distinguishable from 0"),
+        ((0.02, 0.09, 0.04, 0.08), "above 0"),
+    ],
+)
+def test_verdicts(slopes, said):
+    assert tables.verdict(line(*slopes), 0.05) == said
+
+
+def test_an_interval_in_words():
+    assert tables.interval(line(0.1, 0.1, 0.1), 2) == "+0.10 [+0.10, +0.10]"
+    assert tables.interval(pd.Series({"mean": 0.5, "low": 0.4, "high": 0.6}), 1) == "0.5 [0.4, 0.6]"
+    assert tables.interval(pd.Series({"estimate": -0.5, "low": -0.6, "high": -0.4}), 1) == "-0.5 [-0.6, -0.4]"
+
+
+def test_a_primary_contrast_in_words():
+    said = tables.primary("task_only", "linear CKA")
+    assert said.startswith(
+        "**Primary contrast**: the slope on overlap of linear CKA. Smallest effect of interest: 0.03."
+    )
+    found = tables.primary_trends("task_only")["chosen"]
+    assert f"- 8 seeds: +{found.slope:.3f} [" in said and "no fresh seeds confirm" in said
+    confirmed = tables.primary("dataset_overlap_vision", "linear CKA")
+    assert "before the fresh seeds were run" in confirmed and "- 16 seeds, fresh and chosen: " in confirmed
+
+
+def test_all_experiments_may_be_recorded_seed_by_seed():
+    """Every cell says its seed, by which `--record` keeps or runs it."""
+    for name, experiment in EXPERIMENTS.items():
+        cells = experiment.pairs(profiles.load("smoke", name))
+        assert all(isinstance(cell.second.seed, int) for cell in cells), name
