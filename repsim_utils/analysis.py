@@ -106,14 +106,15 @@ def _signs(n: int) -> Array:
 
 
 def _over_units(values: Array, level: float) -> dict[str, float]:
-    """Mean of units with its t interval, its sign-flip p-value, and the size of a mean that can be excluded."""
+    """Of the mean of units: t interval, sign-flip and t-test p-values, and the size of a mean that can be excluded."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
-        return {"low": np.nan, "high": np.nan, "p": np.nan, "excluded": np.nan}
+        return dict.fromkeys(("low", "high", "p", "p_t", "excluded"), np.nan)
     error = float(stats.sem(values))
+    p_t = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else 1.0 if mean == 0 else 0.0
     half = error * float(stats.t.ppf((1 + level) / 2, n - 1))
     excluded = abs(mean) + error * float(stats.t.ppf(level, n - 1))
-    return {"low": mean - half, "high": mean + half, "p": sign_flip(values), "excluded": excluded}
+    return {"low": mean - half, "high": mean + half, "p": sign_flip(values), "p_t": p_t, "excluded": excluded}
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Trend:
         Student t interval of the slope over units; missing (NaN) with fewer than two units.
     p : float
         Exact sign-flip p-value over units; see `sign_flip`.
+    p_t : float
+        Two-sided p-value of the t test, which goes with the interval; families of tests use it, see `discoveries`.
     excluded : float
         Equivalence bound: two one-sided t tests at ``1 - level`` rule out a slope as far from 0 as this, or farther
         (Schuirmann 1987). What a null result is worth.
@@ -144,6 +147,7 @@ class Trend:
     low: float
     high: float
     p: float
+    p_t: float
     excluded: float
     intercept: float
     r_squared: float
@@ -235,9 +239,8 @@ def _mutual_information(x: Array, y: Array) -> float:
 
 
 def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.DataFrame:
-    """`trend` of every group, as one family of tests: columns `by`, those of `Trend`, and q.
+    """`trend` of every group, as one family of tests: columns `by`, those of `Trend`, and q and sign of `discoveries`.
 
-    `q` is the smallest false-discovery rate at which the group would be among the discoveries; see `discoveries`.
     Groups in which no unit has two values of x are left out.
 
     Parameters
@@ -257,17 +260,27 @@ def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.Data
     return discoveries(pd.DataFrame(found, columns=columns))
 
 
-def discoveries(family: pd.DataFrame, *, p: str = "p") -> pd.DataFrame:
-    """A family of tests with a column q: the false-discovery rate at which each would be a discovery.
+def discoveries(family: pd.DataFrame) -> pd.DataFrame:
+    """A family of tests with columns q and sign, which say what may be counted.
 
-    Benjamini and Hochberg (1995), by `scipy.stats.false_discovery_control`. Of the tests with ``q <= 0.05``, one in
-    twenty is expected to be false. A row without a p-value has none and does not count.
+    `q` is the false-discovery rate at which a test would be a discovery (Benjamini and Hochberg 1995, by
+    `scipy.stats.false_discovery_control`): of tests with ``q <= 0.05``, one in twenty is expected to be false. `sign`
+    is 1 or -1 where q is at most 0.05 *and* the interval leaves out 0 on that side, and 0 elsewhere. A row without a
+    p-value does not count. The p-values are those of t tests: exact ones of six seeds come in steps of 0.031, and a
+    family of many tests could not have a discovery, however large its effects.
+
+    Parameters
+    ----------
+    family : DataFrame
+        One row a test: columns p_t, low and high.
     """
-    known = family[p].astype(float).notna()
+    known = family["p_t"].astype(float).notna()
     q = pd.Series(np.nan, index=family.index)
     if known.any():
-        q[known] = stats.false_discovery_control(family.loc[known, p].astype(float))
-    return family.assign(q=q)
+        q[known] = stats.false_discovery_control(family.loc[known, "p_t"].astype(float))
+    found = q <= 0.05
+    sign = (found & (family["low"] > 0)).astype(int) - (found & (family["high"] < 0)).astype(int)
+    return family.assign(q=q, sign=sign)
 
 
 def paired(
@@ -300,7 +313,7 @@ def paired(
     Returns
     -------
     DataFrame
-        Columns `by`, estimate, low, high, p, excluded (see `Trend`), n (units that have both) and q.
+        Columns `by`, estimate, low, high, p, p_t, excluded (see `Trend`), n (units that have both), and q and sign.
     """
     _check_level(level)
     units = table.dropna(subset=[y]).groupby([*by, unit, column])[y].mean().unstack(column)
@@ -310,7 +323,7 @@ def paired(
         own = rows["gap"].to_numpy(float)
         about = {"estimate": float(own.mean())} | _over_units(own, level) | {"n": len(own)}
         found.append(dict(zip(by, names, strict=True)) | about)
-    return discoveries(pd.DataFrame(found, columns=[*by, "estimate", "low", "high", "p", "excluded", "n"]))
+    return discoveries(pd.DataFrame(found, columns=[*by, "estimate", "low", "high", "p", "p_t", "excluded", "n"]))
 
 
 def demeaned(table: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]) -> pd.DataFrame:
@@ -357,7 +370,7 @@ def correlation(
     Returns
     -------
     dict
-        estimate, low, high, p and n (units).
+        estimate, low, high, p_t and n (units).
     """
     sums = _blocked(table, [*given, x, y], unit)
     g = len(given)
@@ -371,7 +384,7 @@ def correlation(
 
     estimate, low, high, p = _jackknife(z, sums, level)
     ends = {name: float(np.tanh(end)) for name, end in (("estimate", estimate), ("low", low), ("high", high))}
-    return ends | {"p": float(p), "n": len(sums)}
+    return ends | {"p_t": float(p), "n": len(sums)}
 
 
 def mediation(
@@ -408,7 +421,7 @@ def mediation(
     -------
     DataFrame
         Columns effect (total, direct, indirect, mediator: the slope of y on it with x held fixed), estimate, low, high
-        and p.
+        and p_t.
     """
     sums = _blocked(table, [x, *given, mediator, y], unit)
 
@@ -418,10 +431,8 @@ def mediation(
         total, direct = without[..., 0, 0], with_mediator[..., 0, 0]
         return np.stack([total, direct, total - direct, with_mediator[..., -1, 0]], -1)
 
-    names = ["total", "direct", "indirect", "mediator"]
-    return pd.DataFrame(
-        dict(zip(("estimate", "low", "high", "p"), _jackknife(effects, sums, level), strict=True))
-    ).assign(effect=names)[["effect", "estimate", "low", "high", "p"]]
+    columns = zip(("estimate", "low", "high", "p_t"), _jackknife(effects, sums, level), strict=True)
+    return pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"]} | dict(columns))
 
 
 def prediction(

@@ -125,3 +125,8 @@ def interval(row: Any, digits: int = 3) -> str:
     change = getattr(row, "slope", getattr(row, "estimate", None))
     sign, value = ("", row["mean"]) if change is None else ("+", change)
     return f"{value:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
+
+
+def starred(row: Any, digits: int = 3) -> str:
+    """`interval` of a row of a family of tests, with a star where it is a discovery (`repsim_utils.analysis`)."""
+    return interval(row, digits) + (" *" if row.sign else "")

@@ -151,7 +151,7 @@ def test_the_interval_is_students_over_the_slopes_of_units(n_seeds, level, seed)
     found, own = trend(table, level=level), list(literal_slopes(table).values())
     low, high = stats.t.interval(level, n_seeds - 1, loc=np.mean(own), scale=stats.sem(own))
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.p == analysis.sign_flip(own)
+    assert (found.p, found.p_t) == pytest.approx((analysis.sign_flip(own), stats.ttest_1samp(own, 0).pvalue))
 
 
 def test_rows_between_units_do_not_count():
@@ -165,7 +165,7 @@ def test_rows_between_units_do_not_count():
 
 def test_a_perfect_line_has_a_sure_slope():
     found = asdict(trend(sloping(slope=-0.25, effect=0, noise=0)))
-    sure = {"slope": -0.25, "low": -0.25, "high": -0.25, "intercept": 0.5, "r_squared": 1, "p": 2 / 2**8}
+    sure = {"slope": -0.25, "low": -0.25, "high": -0.25, "intercept": 0.5, "r_squared": 1, "p": 2 / 2**8, "p_t": 0}
     assert found == pytest.approx(found | sure | {"excluded": 0.25, "n": 48, "n_units": 8})
 
 
@@ -186,7 +186,7 @@ def test_more_seeds_make_the_interval_narrower_and_more_rows_of_a_seed_do_not():
 def test_a_shift_moves_neither_slope_nor_interval(dx, dy, seed):
     table = sloping(seed=seed)
     one, other = trend(table), trend(table.assign(overlap=table.overlap + dx, value=table.value + dy))
-    for name in ("slope", "low", "high", "p", "excluded", "r_squared"):
+    for name in ("slope", "low", "high", "p", "p_t", "excluded", "r_squared"):
         assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-6, abs=1e-9)
     assert other.intercept == pytest.approx(one.intercept + dy - one.slope * dx, rel=1e-6, abs=1e-9)
 
@@ -360,17 +360,17 @@ def grouped():
 def test_trends_have_one_row_a_group():
     table = grouped()
     found = trends(table, by=["metric", "dataset"])
-    assert list(found) == ["metric", "dataset", *Trend.__dataclass_fields__, "q"]
+    assert list(found) == ["metric", "dataset", *Trend.__dataclass_fields__, "q", "sign"]
     assert list(found[["metric", "dataset"]].itertuples(index=False, name=None)) == [("svcca", "a"), ("cka", "a")]
     for _, row in found.iterrows():
         group = table[(table.metric == row.metric) & (table.dataset == row.dataset)]
-        assert row.drop(["metric", "dataset", "q"]).to_dict() == asdict(trend(group))
+        assert row.drop(["metric", "dataset", "q", "sign"]).to_dict() == asdict(trend(group))
 
 
 def test_trends_of_no_group_are_an_empty_table_with_all_columns():
     table = grouped()
     found = trends(table[table.overlap == 0], by=["metric"])
-    assert len(found) == 0 and list(found) == ["metric", *Trend.__dataclass_fields__, "q"]
+    assert len(found) == 0 and list(found) == ["metric", *Trend.__dataclass_fields__, "q", "sign"]
 
 
 def test_trends_take_the_options_of_trend():
@@ -380,24 +380,31 @@ def test_trends_take_the_options_of_trend():
     assert list(found.slope) == list(whole.slope) and (found.low > whole.low).all() and (found.high < whole.high).all()
 
 
+def family(p, low=1.0, high=2.0):
+    return analysis.discoveries(pd.DataFrame({"p_t": p, "low": low, "high": high}))
+
+
 def test_discoveries_are_those_of_benjamini_and_hochberg():
-    p = [0.01, 0.04, 0.03, np.nan, 0.005]
-    found = analysis.discoveries(pd.DataFrame({"p": p}))
+    found = family([0.01, 0.04, 0.03, np.nan, 0.005])
     assert list(found.q.dropna()) == pytest.approx([0.02, 0.04, 0.04, 0.02]) and np.isnan(found.q[3])
-    assert analysis.discoveries(pd.DataFrame({"p": []})).empty
+    assert list(found.sign) == [1, 1, 1, 0, 1] and family([]).empty
+
+
+def test_a_discovery_needs_a_small_q_and_an_interval_without_0():
+    low, high = [1, -2, -1, 1], [2, -1, 1, 2]
+    assert list(family([0.01, 0.01, 0.01, 0.9], low, high).sign) == [1, -1, 0, 0]
 
 
 def test_false_discoveries_among_many_null_metrics_are_rare():
     """Sixty metrics that nothing moves, in 40 families: by intervals some seem to move in every family."""
-    alone, family = [], []
+    alone, families = [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
         slopes = rng.normal(size=(60, 12))
-        p = [analysis.sign_flip(row) for row in slopes]
-        found = analysis.discoveries(pd.DataFrame({"p": p}))
-        alone.append((found.p <= 0.05).any())
-        family.append((found.q <= 0.05).any())
-    assert np.mean(alone) > 0.8 and np.mean(family) < 0.15
+        found = family(stats.ttest_1samp(slopes, 0, axis=1).pvalue)
+        alone.append((found.p_t <= 0.05).any())
+        families.append(found.sign.any())
+    assert np.mean(alone) > 0.8 and np.mean(families) < 0.15
 
 
 def test_paired_differences_are_taken_within_units():
@@ -496,14 +503,14 @@ def test_mediation_interval_of_the_total_effect_is_that_of_the_trend():
     table = mediated(6)
     total, line = analysis.mediation(table, mediator="m").iloc[0], trend(table)
     assert (total.estimate, total.low, total.high) == pytest.approx((line.slope, line.low, line.high), rel=1e-6)
-    assert analysis.mediation(table[table.seed == 0], mediator="m")[["low", "high", "p"]].isna().all().all()
+    assert analysis.mediation(table[table.seed == 0], mediator="m")[["low", "high", "p_t"]].isna().all().all()
 
 
 def test_the_p_value_of_a_mediator_agrees_with_its_interval():
     for seed in range(30):
         table = mediated(8, through=0.1, seed=seed)
         found = analysis.mediation(table, mediator="m")
-        assert ((found.p < 0.05) == ((found.low > 0) | (found.high < 0))).all()
+        assert ((found.p_t < 0.05) == ((found.low > 0) | (found.high < 0))).all()
 
 
 def test_correlation_is_that_of_what_is_left_within_units():

@@ -76,6 +76,12 @@ def test_an_interval_in_words():
     assert tables.interval(pd.Series({"estimate": -0.5, "low": -0.6, "high": -0.4}), 1) == "-0.5 [-0.6, -0.4]"
 
 
+def test_a_star_marks_discoveries():
+    row = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    said = [tables.starred(pd.Series(row | {"sign": sign}), 1) for sign in (1.0, 0.0, -1.0)]
+    assert said == ["+0.5 [+0.4, +0.6] *", "+0.5 [+0.4, +0.6]", "+0.5 [+0.4, +0.6] *"]
+
+
 def test_a_primary_contrast_in_words():
     said = tables.primary("task_only", "linear CKA")
     assert said.startswith(
