@@ -337,16 +337,15 @@ def test_all_measures_move_where_the_overlap_came_out():
     assert (ends(MEASURES, "small_corpus", lambda _: next(tables)).sign == 0).all()
 
 
-def test_with_a_large_corpus_weights_move_as_well_as_predictions():
+def test_with_a_large_corpus_two_measures_move_a_little_and_none_after_correction():
     """Paired within seeds; the intervals of the two ends overlap, which says little."""
     found = ends(MEASURES, "large_corpus")
-    assert found.low["weights/update_cosine"] > 0 and found.high["predictions/symmetric_kl"] < 0
-    assert found.low["full/cka"] < 0 < found.high["full/cka"]
+    alone = found.index[(found.low > 0) | (found.high < 0)]
+    assert list(alone) == ["weights/update_cosine", "predictions/symmetric_kl"] and (found.sign == 0).all()
     small = ends(MEASURES, "small_corpus").estimate
     assert (found.estimate.abs() < 0.2 * small.abs()).all()
-    at = analysis.mean_interval(
-        tuned(finetuned.DATASET, "weights", "update_cosine", architecture="large_corpus")
-    ).set_index("overlap")
+    weights = tuned(finetuned.DATASET, "weights", "update_cosine", architecture="large_corpus")
+    at = analysis.mean_interval(weights).set_index("overlap")
     assert at.high[0] > at.low[1]
 
 
