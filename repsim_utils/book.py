@@ -153,6 +153,7 @@ def _tidy(chapter: Path, path: Path) -> Failure | None:
             return Failure(str(chapter), index, "the cell holds an error output")
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace("# Parameters", "# Parameters of this run")
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     files.write(path, nbformat.writes(notebook).encode())
     return None

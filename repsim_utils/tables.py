@@ -105,7 +105,7 @@ def primary(experiment: str, what: str) -> str:
         name = {"fresh": "fresh seeds", "pooled": "seeds, fresh and chosen", "chosen": "seeds"}[seeds]
         p = f"p = {line.p:.2g}" if line.p >= 1e-4 else "p < 0.0001"
         lines.append(
-            f"- {line.n_units} {name}: {interval(line, digits)}, {p} (exact); "
+            f"- {line.n_units} {name}: {interval(line, digits)}, {p} (sign flips); "
             f"{verdict(line, declared.primary.smallest)}."
         )
     return "\n".join(lines)

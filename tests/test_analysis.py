@@ -242,9 +242,17 @@ def test_the_trend_of_other_columns():
 
 @pytest.mark.parametrize("level", [0, 1, 95, float("nan")])
 def test_level_of_a_trend(level):
-    for function in (trend, lambda table, level: analysis.paired(table, "overlap", 1, 0, level=level)):
+    table = mediated(4)
+    functions = [
+        lambda: trend(table, level=level),
+        lambda: analysis.paired(table, "overlap", 1, 0, level=level),
+        lambda: analysis.correlation(table, "m", "value", level=level),
+        lambda: analysis.mediation(table, mediator="m", level=level),
+        lambda: analysis.prediction(table, {"m": ["m"]}, level=level),
+    ]
+    for function in functions:
         with pytest.raises(ValueError, match=f"level must be between 0 and 1, got {level}"):
-            function(sloping(), level=level)
+            function()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,15 @@ def test_published_mutual_information_exceeds_what_six_levels_can_hold():
     assert theirs == pytest.approx(row.mutual_information) and theirs > np.log(row.n_levels)
 
 
+def test_our_r_squared_and_mutual_information_of_their_tables_are_those_of_the_authors():
+    authors = published.published_regressions().set_index("experiment")
+    rows = published.published_slopes("dataset_overlap_vision")
+    rows = rows[(rows.metric == "cka") & (rows.training == "pretrained") & (rows.probe == rows.dataset)]
+    rows = rows.set_index(rows.model + "_" + rows.dataset + "_ds")[["mutual_information", "r_squared"]]
+    assert len(rows) == 16
+    pd.testing.assert_frame_equal(rows, authors.loc[rows.index, list(rows)], check_names=False, atol=2e-6)
+
+
 def test_task_only_has_the_numbers_of_the_paper():
     table = published.published("task_only")
     pd.testing.assert_frame_equal(table, published.published("csd_task_only"))

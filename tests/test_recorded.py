@@ -661,15 +661,15 @@ def one_way():
     return wide.assign(shared=shared, both=shared * wide.overlap), list(alike.columns)
 
 
-def test_sharing_dialogues_survives_two_looks_and_neither_part_shows_it_alone():
-    """Twenty seeds were planned, twelve added after a look: Bonferroni for two looks."""
+def test_sharing_dialogues_survives_four_looks_and_neither_part_shows_it_alone():
+    """Twenty seeds were planned, twelve added after a look, in three steps: Bonferroni for four looks."""
     shared = jailbreaks("transfer", base="shared")
     first, later, all_ = (
         analysis.trend(shared[shared.seed.isin(some)]) for some in (range(20), range(20, 32), range(32))
     )
     assert first.low < 0 < first.high and later.low < 0 < later.high
-    assert all_.low > 0 and max(all_.p, all_.p_t) < 0.05 / 2
-    assert seldom(lambda table: analysis.trend(table).p < 0.05 / 2, shared)
+    assert all_.low > 0 and max(all_.p, all_.p_t) < 0.05 / 4
+    assert seldom(lambda table: analysis.trend(table).p < 0.05 / 4, shared)
 
 
 def test_responses_predict_transfer_beyond_the_base_and_similarity_does_not_for_sure():

@@ -1,0 +1,173 @@
+"""What relates two measurements of the same pairs, with the mean of each unit taken out of both first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from repsim_utils.analysis.units import Array, check_level, demeaned
+
+
+def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> Array:
+    """Sums of products of the columns within each unit, whose means are taken out first: (units, q, q)."""
+    rows = demeaned(table.dropna(subset=list(columns)).astype(dict.fromkeys(columns, float)), columns, by=[unit])
+    which = rows[unit].astype("category").cat.codes.to_numpy()
+    values = rows[list(columns)].to_numpy(float)
+    sums = np.zeros((which.max(initial=-1) + 1, len(columns), len(columns)))
+    np.add.at(sums, which, values[:, :, None] * values[:, None, :])
+    return sums
+
+
+def _jackknife(statistic: Callable[[Array], Array], sums: Array, level: float) -> tuple[Array, ...]:
+    """A statistic of sums over units, with a t interval and p-value from leaving out one unit at a time.
+
+    For a mean of units this is Student's t interval itself.
+    """
+    check_level(level)
+    n, estimate = len(sums), statistic(sums.sum(0))
+    if n < 2:
+        return estimate, *(np.full_like(estimate, np.nan) for _ in range(3))
+    without = statistic(sums.sum(0) - sums)
+    error = np.sqrt((n - 1) / n * np.square(without - without.mean(0)).sum(0))
+    half = error * stats.t.ppf((1 + level) / 2, n - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(estimate / error), n - 1)
+    return estimate, estimate - half, estimate + half, p
+
+
+def correlation(
+    table: pd.DataFrame, x: str, y: str, *, given: Sequence[str] = (), unit: str = "seed", level: float = 0.95
+) -> dict[str, float]:
+    """Correlation of x and y within units, with an interval over units.
+
+    Units differ in their images and in how well their models have learned, which moves x and y together or against each
+    other; so the mean of each unit is taken out first. With `given`, what these columns explain of both (linearly,
+    within units) is taken out as well. The interval is a jackknife over units on Fisher's z scale.
+
+    Returns
+    -------
+    dict
+        estimate, low, high, p_t and n (units).
+    """
+    sums = _blocked(table, [*given, x, y], unit)
+    g = len(given)
+
+    def z(gram: Array) -> Array:
+        left = gram[..., g:, g:]
+        if g:
+            left = left - gram[..., g:, :g] @ np.linalg.pinv(gram[..., :g, :g], hermitian=True) @ gram[..., :g, g:]
+        r = left[..., 0, 1] / np.sqrt(left[..., 0, 0] * left[..., 1, 1])
+        return np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+
+    estimate, low, high, p = _jackknife(z, sums, level)
+    ends = {name: float(np.tanh(end)) for name, end in (("estimate", estimate), ("low", low), ("high", high))}
+    return ends | {"p_t": float(p), "n": len(sums)}
+
+
+def mediation(
+    table: pd.DataFrame,
+    *,
+    mediator: str,
+    x: str = "overlap",
+    y: str = "value",
+    given: Sequence[str] = (),
+    unit: str = "seed",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """How much of the effect of x on y goes hand in hand with a mediator, by linear regression within units.
+
+    The total effect is the slope of y on x, the direct effect that slope with the mediator held fixed, the indirect
+    effect their difference (Baron and Kenny 1986; MacKinnon et al. 2002). The mean of each unit is taken out of every
+    column first, so that what differs from seed to seed is not taken for a mediator. Where x was set by an experiment,
+    its total effect is causal. The mediator was not set: whatever else moves it together with y counts as its doing, so
+    the split is consistent with mediation at most.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a pair; rows with a missing value are left out.
+    mediator, x, y, unit : str
+        Columns.
+    given : sequence of str
+        Columns that are held fixed throughout.
+    level : float
+        Of the intervals, which are a jackknife over units with Student's t. That of the total effect is the interval of
+        `trend` where all units have the same x.
+
+    Returns
+    -------
+    DataFrame
+        Columns effect (total, direct, indirect, mediator: the slope of y on it with x held fixed), estimate, low, high
+        and p_t.
+    """
+    sums = _blocked(table, [x, *given, mediator, y], unit)
+
+    def effects(gram: Array) -> Array:
+        with_mediator = np.linalg.pinv(gram[..., :-1, :-1], hermitian=True) @ gram[..., :-1, -1:]
+        without = np.linalg.pinv(gram[..., :-2, :-2], hermitian=True) @ gram[..., :-2, -1:]
+        total, direct = without[..., 0, 0], with_mediator[..., 0, 0]
+        return np.stack([total, direct, total - direct, with_mediator[..., -1, 0]], -1)
+
+    columns = zip(("estimate", "low", "high", "p_t"), _jackknife(effects, sums, level), strict=True)
+    return pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"]} | dict(columns))
+
+
+def prediction(
+    table: pd.DataFrame,
+    predictors: Mapping[str, Sequence[str]],
+    *,
+    y: str = "value",
+    unit: str = "seed",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """How well linear regression predicts y within a unit that it has not seen, from each of several sets of columns.
+
+    The mean of each unit is taken out of every column, so that a prediction is of how a pair differs from the other
+    pairs of its own unit. A line is fitted to all units but one and applied to that one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a pair; rows with a missing value in any column of use are left out, so that all sets see the same rows.
+    predictors : mapping
+        Columns of each set, by its name.
+    y, unit : str
+        Columns.
+    level : float
+        Of the intervals: a jackknife over units, whose predictions stay as they are.
+
+    Returns
+    -------
+    DataFrame
+        Columns predictors, r_squared, low and high. `r_squared` is 1 - (squared errors) / (squared distances from the
+        unit's own mean): below 0 where the set predicts worse than that mean.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two units have all values.
+    """
+    from sklearn.linear_model import LinearRegression
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+
+    columns = list(dict.fromkeys(name for names in predictors.values() for name in names))
+    rows = table.dropna(subset=[*columns, y])
+    if rows[unit].nunique() < 2:
+        raise ValueError(
+            f"one {unit} is predicted from the others, so at least two must have values; got {rows[unit].nunique()}"
+        )
+    rows = demeaned(rows.astype(dict.fromkeys([*columns, y], float)), [*columns, y], by=[unit])
+    values, units = rows[y].to_numpy(), rows[unit].to_numpy()
+    which = np.unique(units, return_inverse=True)[1]
+    found = []
+    for name, names in predictors.items():
+        told = cross_val_predict(
+            LinearRegression(fit_intercept=False), rows[list(names)], values, groups=units, cv=LeaveOneGroupOut()
+        )
+        sums = np.column_stack([np.bincount(which, np.square(part)) for part in (values - told, values)]).astype(float)
+        estimate, low, high, _ = _jackknife(lambda s: 1 - s[..., 0] / s[..., 1], sums, level)
+        found.append((name, float(estimate), float(low), float(high)))
+    return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])
