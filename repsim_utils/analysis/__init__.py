@@ -1,8 +1,8 @@
 """Statistics over trained pairs: the seed is the block.
 
 Pairs of one seed share their images, their classes and often a model, so they are not independent. Every interval here
-is over *units* (seeds). `units` has means, slopes and paired differences; `relations` has what relates two measurements,
-and first takes the mean of each unit out of both.
+is over *units* (seeds). `units` has means, slopes and paired differences; `relations` has what relates two
+measurements, and first takes the mean of each unit out of both.
 """
 
 from repsim_utils.analysis.relations import correlation, mediation, prediction
