@@ -130,14 +130,16 @@ def test_the_slope_is_the_mean_of_least_squares_slopes_of_the_units(table):
     own = analysis.slopes(table).set_index("seed").slope.to_dict()
     assert own == pytest.approx(literal, rel=1e-6, abs=1e-9)
     assert found.slope == pytest.approx(np.mean(list(literal.values())), rel=1e-6, abs=1e-9)
-    assert (found.n, found.n_units) == (len(table), len(literal))
-    assert found.intercept + found.slope * table.overlap.mean() == pytest.approx(table.value.mean())
-    pooled = LinearRegression().fit(table[["overlap"]], table.value)
-    assert found.r_squared == pytest.approx(pooled.score(table[["overlap"]], table.value), rel=1e-6, abs=1e-9)
+    used = table[table.seed.isin(literal)]
+    assert (found.n, found.n_units) == (len(used), len(literal))
+    assert found.intercept + found.slope * used.overlap.mean() == pytest.approx(used.value.mean())
+    pooled = LinearRegression().fit(used[["overlap"]], used.value)
+    assert found.r_squared == pytest.approx(pooled.score(used[["overlap"]], used.value), rel=1e-6, abs=1e-9)
 
 
 @given(any_table())
 def test_the_mutual_information_is_that_of_the_paper(table):
+    table = table[table.seed.isin(literal_slopes(table))]
     found = trend(table).mutual_information
     if len(table) < 5:
         assert np.isnan(found)
@@ -217,7 +219,7 @@ def test_a_seed_without_a_slope_is_no_unit():
     table = sloping(n_seeds=3)
     table.loc[table.seed == 1, "value"] = np.nan
     found = trend(table[(table.seed < 2) | (table.overlap == 1)])
-    assert (found.n, found.n_units) == (7, 1) and np.isnan([found.low, found.high, found.p, found.excluded]).all()
+    assert (found.n, found.n_units) == (6, 1) and np.isnan([found.low, found.high, found.p, found.excluded]).all()
 
 
 def test_one_unit_has_a_slope_but_no_interval():
@@ -280,7 +282,7 @@ def test_a_constant_x_has_no_trend():
 # How often intervals and p-values are right
 
 
-N_TABLES, TRUTH = 4000, 0.3
+N_TABLES, TRUTH = 20_000, 0.3
 DRAWN = {
     "normal": lambda rng, size: rng.normal(size=size),
     "exponential": lambda rng, size: rng.exponential(size=size) - 1,
@@ -288,11 +290,10 @@ DRAWN = {
 
 
 def simulated(n_units, kind):
-    """Slopes of the units of many tables, (tables, units); units differ in intercept and slope."""
-    rng = np.random.default_rng([0, n_units])
-    draw, shape, x = DRAWN[kind], (N_TABLES, n_units, 1), np.array(OVERLAPS)
-    lines = 0.5 + 0.05 * draw(rng, shape) + (TRUTH + 0.05 * draw(rng, shape)) * x
-    value = lines + 0.02 * rng.normal(size=(N_TABLES, n_units, len(x)))
+    """Slopes of the units of many tables, which follow a distribution exactly, from the tables' rows."""
+    rng, x = np.random.default_rng(n_units), np.array([0.0, 1.0])
+    slopes = TRUTH + 0.05 * DRAWN[kind](rng, (N_TABLES, n_units, 1))
+    value = rng.normal(size=slopes.shape) + slopes * x
     table, seed, place = np.indices(value.shape)
     columns = {"table": table.ravel(), "seed": seed.ravel(), "overlap": x[place.ravel()], "value": value.ravel()}
     return analysis.slopes(pd.DataFrame(columns), by=["table"])
@@ -306,17 +307,26 @@ def expanded_bootstrap(slopes, level=0.95):
     return np.quantile(slopes @ weights.T, [tail, 1 - tail], axis=1)
 
 
+def coverage(ends):
+    low, high = ends
+    return ((low < TRUTH) & (high > TRUTH)).mean()
+
+
 @pytest.mark.parametrize("kind", DRAWN)
-def test_coverage_is_as_documented_and_above_that_of_an_expanded_bootstrap(kind):
-    stated = re.search(rf"^ *{kind} +([\d. ]+)$", trend.__doc__, re.M)[1].split()
-    for n_units, said in zip((3, 4, 6, 8, 12), stated, strict=True):
+def test_coverage_is_as_documented_and_that_of_a_bootstrap_lower_for_few_units(kind):
+    """A standard error of the simulated coverage is 0.0015 to 0.0032, and the documented one is rounded."""
+    said = {
+        row: [float(x) for x in re.search(rf"^ *{row} +(\d[\d. ]+)$", trend.__doc__, re.M)[1].split()]
+        for row in (kind, f"{kind}, bootstrap")
+    }
+    for i, n_units in enumerate((3, 4, 6, 8, 12)):
         own = simulated(n_units, kind)
         found = mean_interval(own, by=["table"], y="slope")
-        covered = ((found.low < TRUTH) & (found.high > TRUTH)).mean()
-        assert f"{covered:.3f}" == said, n_units
-        low, high = expanded_bootstrap(own.slope.to_numpy().reshape(N_TABLES, n_units))
-        assert covered > ((low < TRUTH) & (high > TRUTH)).mean(), n_units
-        assert abs(covered - 0.95) < (0.015 if kind == "normal" else 0.03)
+        whole = own.slope.to_numpy().reshape(N_TABLES, n_units)
+        rival = np.concatenate([expanded_bootstrap(part) for part in np.array_split(whole, 20)], axis=1)
+        covered = coverage((found.low, found.high)), coverage(rival)
+        assert covered == pytest.approx((said[kind][i], said[f"{kind}, bootstrap"][i]), abs=0.01), n_units
+        assert covered[0] > covered[1] or (kind == "exponential" and n_units >= 8)
 
 
 @pytest.mark.parametrize("n", [2, 3, 6, 9])
@@ -327,12 +337,20 @@ def test_the_sign_flip_p_value_is_scipys(n):
     assert analysis.sign_flip(-values) == analysis.sign_flip(values)
 
 
-def test_the_sign_flip_p_value_of_many_units_is_drawn():
-    values = np.random.default_rng(0).normal(0.3, 1, 20)
-    literal = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=2**20)
-    assert analysis.sign_flip(values) == pytest.approx(literal.pvalue, rel=0.05)
-    assert analysis.sign_flip(np.ones(40)) == 1 / 2**16
+@pytest.mark.parametrize("n", [17, 20])
+def test_the_sign_flip_p_value_of_many_units_is_exact(n):
+    """Every pattern, one by one."""
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    signs = 1 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n - 1)) & 1)
+    sums = np.abs(values[0] + signs @ values[1:])
+    assert analysis.sign_flip(values) == (sums >= abs(values.sum()) - 1e-9).mean()
+
+
+def test_the_ends_of_the_sign_flip_p_value():
+    assert analysis.sign_flip(np.ones(32)) == 2 / 2**32 and analysis.sign_flip([1.0, 1.0, 1.0]) == 0.25
     assert np.isnan(analysis.sign_flip([1.0])) and analysis.sign_flip([0.0, 0.0, 0.0]) == 1
+    assert analysis.sign_flip([1.0, -1.0]) == 1
+    assert 1e-6 < analysis.sign_flip(np.r_[np.ones(50), -np.ones(5)]) < 1e-4  # drawn
 
 
 def test_the_sign_flip_p_value_is_seldom_small_without_an_effect():
@@ -575,6 +593,26 @@ def test_prediction_is_blind_to_what_differs_between_seeds():
     pd.testing.assert_frame_equal(
         analysis.prediction(moved, {"m": ["m"]}), analysis.prediction(table, {"m": ["m"]}), check_exact=False
     )
+
+
+def test_a_gain_in_prediction_is_a_difference_within_units():
+    table = mediated(8, through=4.0)
+    sets = {"overlap": ["overlap"], "both": ["overlap", "m"], "noise too": ["overlap", "other"]}
+    alone = analysis.prediction(table, sets, y="value").set_index("predictors").r_squared
+    gain = analysis.prediction(table, sets, y="value", beside="overlap").set_index("predictors")
+    assert list(gain.index) == ["both", "noise too"]
+    for name in gain.index:
+        assert gain.r_squared[name] == pytest.approx(alone[name] - alone["overlap"])
+    assert gain.low["both"] > 0 and gain.low["noise too"] < 0.01
+
+
+def test_units_that_say_nothing_do_not_count():
+    """Pairs of one kind, or a single pair, in a seed: neither makes an interval narrower."""
+    table = mediated(4)
+    empty = pd.concat([table.head(1).assign(seed=seed) for seed in (100, 101)] + [table.head(1).assign(seed=102)] * 3)
+    more = pd.concat([table, empty])
+    pd.testing.assert_frame_equal(analysis.mediation(more, mediator="m"), analysis.mediation(table, mediator="m"))
+    assert analysis.correlation(more, "m", "value") == analysis.correlation(table, "m", "value")
 
 
 @pytest.mark.parametrize("n_seeds", [0, 1])

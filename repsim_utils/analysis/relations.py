@@ -12,13 +12,17 @@ from repsim_utils.analysis.units import Array, check_level, demeaned
 
 
 def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> Array:
-    """Sums of products of the columns within each unit, whose means are taken out first: (units, q, q)."""
+    """Sums of products of the columns within each unit, whose means are taken out first: (units, q, q).
+
+    The last column is what the others are to explain. A unit in which none of these varies says nothing; it is left out.
+    """
     rows = demeaned(table.dropna(subset=list(columns)).astype(dict.fromkeys(columns, float)), columns, by=[unit])
     which = rows[unit].astype("category").cat.codes.to_numpy()
     values = rows[list(columns)].to_numpy(float)
     sums = np.zeros((which.max(initial=-1) + 1, len(columns), len(columns)))
     np.add.at(sums, which, values[:, :, None] * values[:, None, :])
-    return sums
+    spread = np.diagonal(sums, axis1=1, axis2=2)[:, :-1].max(1)
+    return sums[spread > 1e-12 * spread.max(initial=0)]
 
 
 def _jackknife(statistic: Callable[[Array], Array], sums: Array, level: float) -> tuple[Array, ...]:
@@ -122,6 +126,7 @@ def prediction(
     y: str = "value",
     unit: str = "seed",
     level: float = 0.95,
+    beside: str | None = None,
 ) -> pd.DataFrame:
     """How well linear regression predicts y within a unit that it has not seen, from each of several sets of columns.
 
@@ -137,13 +142,16 @@ def prediction(
     y, unit : str
         Columns.
     level : float
-        Of the intervals: a jackknife over units, whose predictions stay as they are.
+        Of the intervals: a jackknife over units whose predictions stay as they are. As lines are not fitted again, it
+        is approximate.
+    beside : str, optional
+        One of the sets; its `r_squared` is then taken off that of all others, unit by unit.
 
     Returns
     -------
     DataFrame
         Columns predictors, r_squared, low and high. `r_squared` is 1 - (squared errors) / (squared distances from the
-        unit's own mean): below 0 where the set predicts worse than that mean.
+        unit's own mean): below 0 where the set predicts worse than that mean. With `beside`, it is a gain.
 
     Raises
     ------
@@ -162,12 +170,21 @@ def prediction(
     rows = demeaned(rows.astype(dict.fromkeys([*columns, y], float)), [*columns, y], by=[unit])
     values, units = rows[y].to_numpy(), rows[unit].to_numpy()
     which = np.unique(units, return_inverse=True)[1]
-    found = []
+
+    def squares(errors: Array) -> Array:
+        """Their squares, summed within each unit."""
+        return np.bincount(which, np.square(errors)).astype(float)
+
+    left = {}
     for name, names in predictors.items():
-        told = cross_val_predict(
-            LinearRegression(fit_intercept=False), rows[list(names)], values, groups=units, cv=LeaveOneGroupOut()
-        )
-        sums = np.column_stack([np.bincount(which, np.square(part)) for part in (values - told, values)]).astype(float)
-        estimate, low, high, _ = _jackknife(lambda s: 1 - s[..., 0] / s[..., 1], sums, level)
+        line, given = LinearRegression(fit_intercept=False), rows[list(names)]
+        predicted = cross_val_predict(line, given, values, groups=units, cv=LeaveOneGroupOut())
+        left[name] = squares(values - predicted)
+    base = squares(values)
+    compared = {name: sums for name, sums in left.items() if name != beside}
+    found = []
+    for name, sums in compared.items():
+        parts = np.column_stack([(base if beside is None else left[beside]) - sums, base])
+        estimate, low, high, _ = _jackknife(lambda s: s[..., 0] / s[..., 1], parts, level)
         found.append((name, float(estimate), float(low), float(high)))
     return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])
