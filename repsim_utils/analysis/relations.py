@@ -14,7 +14,7 @@ from repsim_utils.analysis.units import Array, check_level, demeaned
 def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> Array:
     """Sums of products of the columns within each unit, whose means are taken out first: (units, q, q).
 
-    The last column is what the others are to explain. A unit in which none of these varies says nothing; it is left out.
+    The last column is what the others are to explain. A unit in which none of these varies is left out.
     """
     rows = demeaned(table.dropna(subset=list(columns)).astype(dict.fromkeys(columns, float)), columns, by=[unit])
     which = rows[unit].astype("category").cat.codes.to_numpy()

@@ -189,8 +189,8 @@ def trend(
     The last two rows are of a bootstrap of whole units, expanded for few (Hesterberg 2015), which is not used.
 
     Mutual information is that of `sklearn.feature_selection.mutual_info_regression` with ``random_state=42``, as in the
-    paper. True mutual information is at most ln(number of levels of x); the estimate can exceed that where rows share an
-    x, grows with the number of levels, and depends on the number of rows. Compare it for equal designs only.
+    paper. True mutual information is at most ln(number of levels of x); the estimate can exceed that where rows share
+    an x, grows with the number of levels, and depends on the number of rows. Compare it for equal designs only.
 
     Parameters
     ----------
