@@ -115,13 +115,36 @@ def fixed_probes(kind, network="small_resnet"):
     return table[~table.probe.str.endswith("_all")]
 
 
+def signs(table):
+    """Slopes of CKA by network and probe, as one family."""
+    return analysis.trends(table, by=["architecture", "probe"]).set_index(["architecture", "probe"]).sign
+
+
 @pytest.mark.parametrize("kind", OVERLAP)
 def test_cka_of_the_resnet_rises_with_overlap_on_every_probe(kind):
-    """What the chapters say, at a false-discovery rate over probes and networks."""
+    """What the chapters say of all seeds, at a false-discovery rate over probes and networks."""
     table = pd.concat([fixed_probes(kind), fixed_probes(kind, "small_vit")])
-    found = analysis.trends(table, by=["architecture", "probe"]).set_index(["architecture", "probe"]).sign
+    found = signs(table)
     assert (found["small_resnet"] > 0).all() and found["small_vit", "color_shape_digit"] > 0
     assert seldom(lambda table: rising(table, ["architecture", "probe"]) > 1, table)
+
+
+def test_on_fresh_seeds_alone_shared_classes_show_in_both_networks_and_shared_images_in_one():
+    fresh = {}
+    for kind in OVERLAP:
+        table = pd.concat([fixed_probes(kind), fixed_probes(kind, "small_vit")])
+        fresh[kind] = signs(table[table.seeds == "fresh"])
+    assert (fresh[vision.TASK].drop("digits", level="probe") > 0).all()
+    assert (fresh[vision.TASK].xs("digits", level="probe") == 0).all()
+    found = fresh[vision.DATASET]
+    assert list(found.index[found > 0]) == [("small_resnet", "color_shape_digit")]
+
+
+def test_the_rise_on_digits_rests_on_the_last_point():
+    table = fixed_probes(vision.TASK)
+    digits = table[table.probe == "digits"]
+    whole, without = analysis.trend(digits), analysis.trend(digits[digits.overlap < 1])
+    assert whole.low > 0 and without.low < 0 < without.high and without.slope < whole.slope / 2
 
 
 @pytest.mark.parametrize(
