@@ -574,7 +574,8 @@ def test_most_of_the_effect_goes_along_with_gradients_and_little_with_cka():
     assert (parts.low["gradients", "indirect"] > 0).all() and shares.between(0.2, 0.35).all()
     assert (parts.estimate["cka", "direct"] / parts.estimate["cka", "total"] > 0.6).all()
     assert (parts.low["cka", "indirect"] < 0).sum() == 3
-    assert parts.low["gradients", "direct", f"{vision.TASK}/small_resnet"] > 0
+    left = parts.loc["gradients", "direct"]
+    assert (left.estimate > 0).all() and (analysis.discoveries(left).sign == 0).all()
 
 
 @pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
