@@ -569,7 +569,7 @@ def test_most_of_the_effect_goes_along_with_gradients_and_little_with_cka():
         for case in CASES
         for name in ("gradients", "cka")
     )
-    parts = parts.set_index(["through", "effect", "case"])
+    parts = parts.set_index(["through", "effect", "case"]).sort_index()
     shares = parts.estimate["gradients", "direct"] / parts.estimate["gradients", "total"]
     assert (parts.low["gradients", "indirect"] > 0).all() and shares.between(0.2, 0.35).all()
     assert (parts.estimate["cka", "direct"] / parts.estimate["cka", "total"] > 0.6).all()
