@@ -80,43 +80,48 @@ def verdict(found: Trend, smallest: float) -> str:
         return f"{side} and larger than the smallest effect of interest"
     if found.excluded < smallest:
         return f"{side} and smaller than the smallest effect of interest"
-    return side
+    return f"{side}; the smallest effect of interest is not excluded"
 
 
-def primary(experiment: str, what: str) -> str:
+def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to 1") -> str:
     """An experiment's primary contrast and what came of it, as Markdown.
 
     Parameters
     ----------
     experiment : str
     what : str
-        The measurement in words, such as ``linear CKA of the small ResNet on held-out images``.
+        The measurement in words, such as ``linear CKA of the small ResNet on new images``.
+    when : str
+        What is compared.
     """
     declared: Any = profiles.load("laptop", experiment)
     digits = 4 if declared.primary.smallest < 0.01 else 3
     found = primary_trends(experiment)
     lines = [
-        f"**Primary contrast**: the slope on overlap of {what}. Smallest effect of interest: "
-        f"{declared.primary.smallest:g}. {_when('fresh' in found)}\n"
+        f"**Primary contrast.** How much does {what} change {when}? This question, and the smallest change that we "
+        f"would care about ({declared.primary.smallest:g}), were {_when('fresh' in found)} Everything else on this page "
+        "is secondary.\n"
     ]
     if "fresh" in found:
         del found["chosen"]
     for seeds, line in found.items():
-        name = {"fresh": "fresh seeds", "pooled": "seeds, fresh and chosen", "chosen": "seeds"}[seeds]
+        name = {
+            "fresh": "Fresh seeds alone",
+            "pooled": "With those on which the recipe was chosen",
+            "chosen": "Recorded",
+        }
         p = f"p = {line.p:.2g}" if line.p >= 1e-4 else "p < 0.0001"
         lines.append(
-            f"- {line.n_units} {name}: {interval(line, digits)}, {p}; {verdict(line, declared.primary.smallest)}."
+            f"- {name[seeds]} ({line.n_units} seeds): {interval(line, digits)}, {p}; "
+            f"{verdict(line, declared.primary.smallest)}."
         )
     return "\n".join(lines)
 
 
 def _when(fresh: bool) -> str:
     if fresh:
-        return "Both were written down before the fresh seeds were run. All other numbers on this page are secondary."
-    return (
-        "Both were written down after the recorded seeds had been looked at, and no fresh seeds confirm them. "
-        "All other numbers on this page are secondary."
-    )
+        return "written down before the fresh seeds were run."
+    return "written down after the recorded seeds had been looked at; no fresh seeds confirm the answer."
 
 
 def interval(row: Any, digits: int = 3) -> str:

@@ -62,8 +62,8 @@ def line(*slopes):
         ((-0.10, -0.11, -0.12, -0.11), "below 0 and larger than the smallest effect of interest"),
         ((0.01, 0.011, 0.012, 0.011), "above 0 and smaller than the smallest effect of interest"),
         ((0.01, -0.011, 0.012, -0.011), "not distinguishable from 0 and smaller than the smallest effect of interest"),
-        ((0.3, -0.3, 0.4, -0.5), "not distinguishable from 0"),
-        ((0.02, 0.09, 0.04, 0.08), "above 0"),
+        ((0.3, -0.3, 0.4, -0.5), "not distinguishable from 0; the smallest effect of interest is not excluded"),
+        ((0.02, 0.09, 0.04, 0.08), "above 0; the smallest effect of interest is not excluded"),
     ],
 )
 def test_verdicts(slopes, said):
@@ -83,14 +83,15 @@ def test_a_star_marks_discoveries():
 
 
 def test_a_primary_contrast_in_words():
-    said = tables.primary("task_only", "linear CKA")
-    assert said.startswith(
-        "**Primary contrast**: the slope on overlap of linear CKA. Smallest effect of interest: 0.03."
-    )
+    said = tables.primary("task_only", "linear CKA", "from level to level")
+    assert said.startswith("**Primary contrast.** How much does linear CKA change from level to level? ")
     found = tables.primary_trends("task_only")["chosen"]
-    assert f"- 8 seeds: +{found.slope:.3f} [" in said and "no fresh seeds confirm" in said
+    assert (
+        f"- Recorded (8 seeds): +{found.slope:.3f} [" in said and "no fresh seeds confirm" in said and "(0.03)" in said
+    )
     confirmed = tables.primary("dataset_overlap_vision", "linear CKA")
-    assert "before the fresh seeds were run" in confirmed and "- 16 seeds, fresh and chosen: " in confirmed
+    assert "before the fresh seeds were run" in confirmed and "- Fresh seeds alone (8 seeds): " in confirmed
+    assert "(16 seeds): " in confirmed and "no fresh seeds" not in confirmed
 
 
 def test_all_experiments_may_be_recorded_seed_by_seed():
