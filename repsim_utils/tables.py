@@ -99,8 +99,8 @@ def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to
     found = primary_trends(experiment)
     lines = [
         f"**Primary contrast.** How much does {what} change {when}? This question, and the smallest change that we "
-        f"would care about ({declared.primary.smallest:g}), were {_when('fresh' in found)} Everything else on this page "
-        "is secondary.\n"
+        f"would care about ({declared.primary.smallest:g}), were {_when('fresh' in found)} Everything else on this "
+        "page is secondary.\n"
     ]
     if "fresh" in found:
         del found["chosen"]
