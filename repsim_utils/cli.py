@@ -13,6 +13,7 @@ import typer
 
 from repsim_utils import RepsimError, __version__
 
+log = logging.getLogger(__name__)
 HELP = "Train pairs of models, measure how alike they become, and build the book."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets.")
@@ -33,8 +34,8 @@ ExperimentArgument = Annotated[
     str,
     typer.Argument(
         help="task_only, dataset_overlap_vision, task_overlap_vision, dataset_overlap_language, task_overlap_language, "
-        "dataset_overlap_finetuned, task_overlap_finetuned, lora_grid, adversarial_transfer, jailbreak_transfer or "
-        "jailbreak_finetuned."
+        "dataset_overlap_finetuned, task_overlap_finetuned, lora_grid, dataset_overlap_diffusion, "
+        "task_overlap_diffusion, adversarial_transfer, jailbreak_transfer or jailbreak_finetuned."
     ),
 ]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
@@ -111,8 +112,12 @@ def run(
     from repsim_utils import cluster, profiles, published
     from repsim_utils.sweep import collect, sweep
 
-    if record and (profile != "laptop" or {name for name, _ in _split(parameters)} - {"seeds"}):
-        raise ValueError("only the laptop profile is recorded: use --profile laptop, and no -p but seeds")
+    if record and profile != "laptop":
+        raise ValueError("only the laptop profile is recorded: use --profile laptop")
+    if record and (changed := {name for name, _ in _split(parameters)} - {"seeds"}):
+        raise ValueError(f"what is recorded has the settings of the laptop profile: leave out -p {min(changed)}")
+    if record and scheduler:
+        raise ValueError("all cells of a seed are recorded on one machine: leave out --scheduler")
     definition, cells, where = _cells(experiment, profile, parameters, store)
     if record:
         published.check_recordable(experiment)
@@ -120,6 +125,8 @@ def run(
         if unknown := sorted({cell.second.seed for cell in cells} - {cell.second.seed for cell in whole}):
             raise ValueError(f"seeds {unknown} are not in the laptop profile, which alone is recorded")
         cells = published.unrecorded(cells, experiment)
+        lacking = ", ".join(map(str, sorted({cell.second.seed for cell in cells})))
+        log.info("%d cells are not recorded yet%s", len(cells), f": seeds {lacking}" if cells else "")
     table = collect(cells, where)
     if cells and (table.empty or table["key"].nunique() < len(cells)):
         where.check()
@@ -304,17 +311,15 @@ def claims(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with every column.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Write data/claims.csv.")] = False,
 ) -> None:
-    """Every experiment's primary contrast, as recorded on fresh seeds and on all."""
+    """What each chapter set out to test, its primary contrast, and what came of it by the recorded results."""
     from repsim_utils import tables
 
     if record:
         typer.echo(f"recorded in {tables.record_claims()}")
-    table = tables.claims()
     if csv:
-        typer.echo(table.to_csv(index=False, float_format="%.4g", lineterminator="\n"), nl=False)
+        typer.echo(tables.claims().to_csv(index=False, float_format="%.4g", lineterminator="\n"), nl=False)
     else:
-        shown = table.drop(columns=["chapter", "contrast", "n"])
-        typer.echo(shown.to_string(index=False, float_format="{:.4g}".format))
+        typer.echo(tables.claims_in_words())
 
 
 @app.command()

@@ -143,19 +143,32 @@ def record(table: pd.DataFrame, experiment: str, cells: Iterable[Any], *, fresh_
         What was run now; may be empty.
     experiment : str
     cells : iterable
-        All cells of the experiment. Of these, what was recorded earlier and is not in `table` stays; other rows go.
+        All cells of the experiment. Of these, what was recorded earlier and is not in `table` stays, with its label;
+        rows of seeds that the experiment no longer has go.
     fresh_seeds : collection of int
-        Seeds that the column `seeds` calls ``fresh``; others are ``chosen``.
+        Seeds whose new rows the column `seeds` calls ``fresh``; others are ``chosen``.
+
+    Raises
+    ------
+    ValueError
+        If seeds were recorded in another configuration and are not run again now: their rows would be lost.
     """
     path = check_recordable(experiment)
-    keys = [key(cell.model_dump(mode="json")) for cell in cells]
-    parts = [table] if len(table) else []
+    keys = {key(cell.model_dump(mode="json")): cell.second.seed for cell in cells}
+    parts = []
+    if len(table):
+        label = table["seed"].isin(list(fresh_seeds)).map({True: "fresh", False: "chosen"})
+        parts.append(table.assign(seeds=label))
     if path.is_file():
         before = recorded(experiment)
-        parts.append(before[~before["key"].isin(set(table["key"]) if len(table) else ())])
+        before = before[~before["key"].isin(set(table["key"]) if len(table) else ())]
+        outdated = before[~before["key"].isin(list(keys))]["seed"]
+        if lost := sorted(set(outdated) & set(keys.values()) - set(table["seed"] if len(table) else ())):
+            raise ValueError(f"seeds {lost} were recorded in another configuration: record all seeds, without -p")
+        parts.append(before if "seeds" in before else before.assign(seeds="chosen"))
     table = pd.concat(parts, ignore_index=True)
-    table = table[table["key"].isin(keys)].sort_values("key", key=lambda k: k.map(keys.index), kind="stable")
-    table["seeds"] = table["seed"].isin(list(fresh_seeds)).map({True: "fresh", False: "chosen"})
+    order = list(keys)
+    table = table[table["key"].isin(order)].sort_values("key", key=lambda k: k.map(order.index), kind="stable")
     first = ["experiment", "key", "profile", "dataset", "architecture", "overlap", "pair", "seed", "seeds"]
     first += ["probe", "metric"]
     last = ["value", "version", "date", "wall_seconds"]

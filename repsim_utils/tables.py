@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from repsim_utils import files, profiles, published
@@ -25,6 +26,11 @@ CHAPTERS = {  # in which an experiment is shown
     "jailbreak_transfer": "consequences/jailbreak_transfer",
     "lora_grid": "beyond/why_lora_hides_overlap",
 }
+LEGEND = """\
+A slope is the change from overlap 0 to 1 (in task_only, from level to level), with a 95% interval over seeds; p
+is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds were run after the contrast and the smallest effect of
+interest had been written down, "chosen" ones before; "pooled" are both. "Larger" goes by the 95% interval, "smaller" by
+two one-sided tests at 5%. repsim claims --csv has every number."""
 SEEDS = {"fresh": ("fresh",), "chosen": ("chosen",), "pooled": ("fresh", "chosen")}
 
 
@@ -65,6 +71,21 @@ def claims() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def claims_in_words() -> str:
+    """`claims`, an experiment a paragraph, and how to read it."""
+    paragraphs = []
+    for (experiment, chapter, contrast, smallest), rows in claims().groupby(
+        ["experiment", "chapter", "contrast", "smallest"], sort=False
+    ):
+        lines = [f"{experiment} (chapters/{chapter}): slope on overlap of {contrast}; smallest effect {smallest:g}"]
+        for row in rows.itertuples():
+            lines.append(f"  {row.seeds:7}{row.n_units:3} seeds  {interval(row, 4)}  p {row.p:.2g}  {row.verdict}")
+        if set(rows["seeds"]) == {"chosen"}:
+            lines.append("  no fresh seeds confirm it")
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join([*paragraphs, LEGEND])
+
+
 def record_claims() -> Path:
     """Write `claims` to ``data/claims.csv``; only ``repsim claims --record`` calls this."""
     published.check_recordable("claims")
@@ -75,6 +96,8 @@ def record_claims() -> Path:
 
 def verdict(found: Trend, smallest: float) -> str:
     """What an interval says of 0, and of the smallest effect of interest."""
+    if not np.isfinite(found.low):
+        return "one seed: no interval"
     side = "above 0" if found.low > 0 else "below 0" if found.high < 0 else "not distinguishable from 0"
     if max(found.low, -found.high) > smallest:
         return f"{side} and larger than the smallest effect of interest"

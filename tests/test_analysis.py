@@ -627,3 +627,55 @@ def test_prediction_sees_the_same_rows_for_all_predictors():
     table.loc[3, "other"] = np.nan
     found = analysis.prediction(table, {"m": ["m"], "noise": ["other"]})
     assert found.r_squared[0] == analysis.prediction(table.drop(3), {"m": ["m"]}).r_squared[0]
+
+
+# What is refused
+
+
+WIDE = mediated(4)
+REFUSED = {
+    "table has no column prob; it has seed, overlap, m": lambda: trends(WIDE, by=["prob"]),
+    "table has no column ovrlap": lambda: analysis.slopes(WIDE, x="ovrlap"),
+    "table has no column sd": lambda: analysis.mediation(WIDE, mediator="m", unit="sd"),
+    "table has no column cka": lambda: analysis.correlation(WIDE, "cka", "m"),
+    "table has no column high, low, p_t": lambda: analysis.discoveries(WIDE),
+    "table has no column knn": lambda: analysis.prediction(WIDE, {"a": "knn"}),
+    "every set of predictors needs a column, and none has none": lambda: analysis.prediction(WIDE, {"none": []}),
+    "beside must be one of m, got nope": lambda: analysis.prediction(WIDE, {"m": "m"}, beside="nope"),
+    "by must name a column at least": lambda: mean_interval(WIDE, by=()),
+    r"overlap has no value 0\.5; it has 0\.0, 0\.2": lambda: analysis.paired(WIDE, "overlap", 0.5, 0),
+    "no seed has both 1.0 and 0.0 in overlap": lambda: analysis.paired(
+        WIDE[(WIDE.seed + WIDE.overlap).isin([0, 2])], "overlap", 1.0, 0.0
+    ),
+    "one of overlap, copy follows from the others within each seed": lambda: analysis.mediation(
+        WIDE.assign(copy=2 * WIDE.overlap + WIDE.seed), mediator="copy"
+    ),
+    "columns must be different ones, and overlap has two places": lambda: analysis.mediation(WIDE, mediator="overlap"),
+    "m does not vary within any seed": lambda: analysis.mediation(WIDE.assign(m=WIDE.seed), mediator="m"),
+    "overlap, m, value does not vary": lambda: analysis.mediation(WIDE.head(0), mediator="m"),
+    "values must be one finite number a unit": lambda: analysis.sign_flip([1.0, np.nan, 2.0]),
+    r"one finite number a unit, got shape \(2, 2\)": lambda: analysis.sign_flip([[1, 2], [3, 4]]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_answered_is_refused_with_what_is_needed(message):
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message]()
+
+
+def test_one_column_may_be_given_by_its_name_alone():
+    table = sloping().assign(metric="cka")
+    pd.testing.assert_frame_equal(trends(table, by="metric"), trends(table, by=["metric"]))
+    assert analysis.correlation(WIDE, "m", "value", given="overlap") == analysis.correlation(
+        WIDE, "m", "value", given=["overlap"]
+    )
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_the_unit_of_a_mediator_does_not_matter(factor):
+    one = analysis.mediation(WIDE, mediator="m").set_index("effect").estimate
+    other = analysis.mediation(WIDE.assign(m=WIDE.m * factor), mediator="m").set_index("effect").estimate
+    assert other["mediator"] * factor == pytest.approx(one["mediator"])
+    for effect in ("total", "direct", "indirect"):
+        assert other[effect] == pytest.approx(one[effect])

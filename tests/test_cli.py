@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from repsim_utils import __version__, cli, files, metrics, profiles, published
 from repsim_utils.datasets.shards import DamagedDataError
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
+from repsim_utils.store import key
 from tests.tiny import NETWORKS
 from tests.words import NETWORK, RECIPE, folders
 
@@ -85,10 +86,14 @@ def test_module_runs_as_a_program():
         (["run", "task_only", "-p", "seeds", "[-1]"], "seeds are different whole numbers, 0 or more"),
         (["run", "task_only", "-p", "overlaps=[7]"], "task overlap has the levels 1, 2, 3, each at most once, got [7]"),
         (["run", "task_only", "-p", "seeds"], "-p seeds needs a value"),
-        (["run", "task_only", "--record"], "only the laptop profile is recorded"),
+        (["run", "task_only", "--record"], "only the laptop profile is recorded: use --profile laptop"),
+        (
+            ["run", "task_only", "--record", "--profile", "laptop", "--scheduler", "tcp://here:1"],
+            "all cells of a seed are recorded on one machine: leave out --scheduler",
+        ),
         (
             ["run", "task_only", "--record", "--profile", "laptop", "-p", "overlaps", "[1]"],
-            "only the laptop profile",
+            "what is recorded has the settings of the laptop profile: leave out -p overlaps",
         ),
         (
             ["run", "task_only", "--record", "--profile", "laptop", "-p", "seeds", "[0, 99]"],
@@ -183,6 +188,30 @@ def test_seeds_are_recorded_one_by_one_and_a_seed_is_recorded_whole(repsim, chec
     checkout.unlink()
     published.record(table[table["key"] != table["key"].iloc[-1]], "task_only", cells)  # a cell of seed 5 is lost
     assert published.unrecorded(cells, "task_only") == [cell for cell in cells if cell.second.seed == 5]
+
+
+def test_a_seed_keeps_its_label_and_is_not_lost_when_the_recipe_changes(repsim, checkout):
+    assert repsim(*RECORD)[0] == 0
+    table, cells = published.recorded("task_only"), task_only.pairs(profiles.load("laptop", "task_only"))
+    published.record(table.head(0), "task_only", cells, fresh_seeds=[0, 5])  # declared after the event
+    assert set(published.recorded("task_only").query("seed == 0").seeds) == {"chosen"}
+    before = checkout.read_bytes()
+    longer = [
+        cell.model_copy(
+            update={
+                which: getattr(cell, which).model_copy(
+                    update={"recipe": cell.first.recipe.model_copy(update={"epochs": 2})}
+                )
+                for which in ("first", "second")
+            }
+        )
+        for cell in cells
+    ]
+    keys = {key(cell.model_dump(mode="json")) for cell in longer if cell.second.seed == 0}
+    again = table[table.seed == 0].assign(key=[sorted(keys)[0]] * int((table.seed == 0).sum()))
+    with pytest.raises(ValueError, match=r"seeds \[5\] were recorded in another configuration: record all seeds"):
+        published.record(again, "task_only", longer)
+    assert checkout.read_bytes() == before
 
 
 def test_rows_of_cells_that_are_no_longer_in_the_profile_are_dropped(repsim, checkout):

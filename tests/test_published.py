@@ -97,7 +97,10 @@ def keys(monkeypatch):
 
 
 def cells(table):
-    return [SimpleNamespace(model_dump=lambda mode, k=k: k) for k in table["key"]]
+    return [
+        SimpleNamespace(model_dump=lambda mode, k=k: k, second=SimpleNamespace(seed=s))
+        for k, s in zip(table["key"], table["seed"], strict=True)
+    ]
 
 
 def test_record_and_read_back(tmp_path, monkeypatch):

@@ -50,6 +50,13 @@ def seldom(claim, table, draws=20):
     return sum(claim(permuted(table, draw)) for draw in range(draws)) <= draws // 5
 
 
+def as_in_profile(table, cells):
+    """The table holds every cell, but for fresh seeds that are declared and not run yet."""
+    (experiment,) = table.experiment.unique()
+    lacking = set(profiles.load("laptop", experiment).fresh_seeds) - set(table.seed)
+    return set(table["key"]) == {key(c.model_dump(mode="json")) for c in cells if c.second.seed not in lacking}
+
+
 def test_the_files_are_those_that_are_tested_here():
     sweeps = [
         f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("diffusion", "language", "vision")
@@ -60,7 +67,7 @@ def test_the_files_are_those_that_are_tested_here():
 def test_task_only_is_the_laptop_profile_of_this_code():
     table = published.recorded("task_only")
     cells = task_only.pairs(profiles.load("laptop", "task_only"))
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "metric"]).any()
     assert table["seed"].nunique() >= 6
@@ -100,7 +107,7 @@ OVERLAP = [vision.DATASET, vision.TASK]
 def test_overlap_in_vision_is_the_laptop_profile_of_this_code(kind):
     table = published.recorded(kind)
     cells = vision.pairs(profiles.load("laptop", kind), kind)
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"} and not table.duplicated(["key", "probe", "metric"]).any()
     assert table["seed"].nunique() >= 8 and table["overlap"].nunique() >= 6 and table["architecture"].nunique() == 2
     assert (table["realised_overlap"] - table["overlap"]).abs().max() < 1e-6
@@ -222,7 +229,7 @@ def last_layer(kind, metrics=("cka",)):
 @pytest.mark.parametrize("kind", LANGUAGE)
 def test_overlap_in_language_is_the_laptop_profile_of_this_code(kind, monkeypatch):
     table = published.recorded(kind)
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in as_recorded(kind, monkeypatch)}
+    assert as_in_profile(table, as_recorded(kind, monkeypatch))
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "probe", "metric", "layer", "step"]).any()
     assert table["seed"].nunique() >= 6 and table["overlap"].nunique() == (6 if kind == language.DATASET else 4)
@@ -309,10 +316,10 @@ def tuned(kind, view, metric, **wanted):
 @pytest.mark.parametrize("kind", FINETUNED)
 def test_fine_tuning_is_the_laptop_profile_of_this_code(kind, monkeypatch):
     table = published.recorded(kind)
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in as_recorded(kind, monkeypatch)}
+    assert as_in_profile(table, as_recorded(kind, monkeypatch))
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "probe", "view", "metric", "layer", "step"]).any()
-    assert table["seed"].nunique() == (4 if kind == finetuned.TASK else 8)
+    assert table["seed"].nunique() >= (4 if kind == finetuned.TASK else 8)
 
 
 def test_overlap_comes_out_on_a_small_corpus_alone_and_only_there_models_know_their_text():
@@ -474,7 +481,7 @@ def transfer(**wanted):
 def test_adversarial_transfer_is_the_laptop_profile_of_this_code():
     table = published.recorded("adversarial_transfer")
     cells = adversarial_transfer.pairs(profiles.load("laptop", "adversarial_transfer"))
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "probe", "attack", "epsilon", "metric"]).any()
     trained = {
@@ -618,7 +625,7 @@ def jailbreaks(metric, attack="search", judge="exact", **wanted):
 def test_jailbreak_transfer_is_the_laptop_profile_of_this_code():
     table = published.recorded("jailbreak_transfer")
     cells = jailbreak_transfer.pairs(profiles.load("laptop", "jailbreak_transfer"))
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "attack", "judge", "source", "view", "metric"]).any()
     assert (table.groupby(["base", "overlap"]).seed.nunique() >= 20).all()
@@ -781,7 +788,7 @@ def over_seeds(table, by):
 def test_overlap_in_diffusion_is_the_laptop_profile_of_this_code(kind):
     table = published.recorded(kind)
     cells = diffusion.pairs(profiles.load("laptop", kind), kind)
-    assert set(table["key"]) == {key(cell.model_dump(mode="json")) for cell in cells}
+    assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"} and not table.duplicated(["key", *AT]).any()
     assert table["seed"].nunique() >= 6 and (table["realised_overlap"] - table["overlap"]).abs().max() < 1e-6
 

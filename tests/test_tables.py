@@ -27,7 +27,9 @@ def test_every_recorded_experiment_declares_a_primary_contrast_and_has_a_chapter
 def test_fresh_seeds_are_those_of_the_profile(name):
     table, declared = published.recorded(name), profiles.load("laptop", name)
     fresh = table[table.seeds == "fresh"].seed
-    assert set(table.seeds) <= {"fresh", "chosen"} and set(fresh) == set(declared.fresh_seeds)
+    assert set(table.seeds) <= {"fresh", "chosen"} and set(fresh) <= set(declared.fresh_seeds)
+    seeds = {cell.second.seed for cell in EXPERIMENTS[name].pairs(declared)}
+    assert set(declared.fresh_seeds) <= seeds and seeds - set(declared.fresh_seeds) <= set(table.seed)
     assert not set(fresh) & set(table[table.seeds == "chosen"].seed)
 
 
@@ -36,6 +38,16 @@ def test_the_table_of_claims_is_that_of_the_recorded_results():
     kept = pd.read_csv(files.data_folder() / "claims.csv")
     now = pd.read_csv(io.StringIO(tables.claims().to_csv(index=False, float_format="%.4g")))
     pd.testing.assert_frame_equal(kept, now)
+
+
+def test_claims_in_words_have_every_experiment_and_say_what_is_not_confirmed():
+    said = tables.claims_in_words()
+    paragraphs = said.split("\n\n")
+    assert len(paragraphs) == len(RECORDED) + 1 and paragraphs[-1] == tables.LEGEND
+    for paragraph in paragraphs[:-1]:
+        assert ("no fresh seeds" in paragraph) == ("  fresh " not in paragraph)
+    (vision,) = [paragraph for paragraph in paragraphs if paragraph.startswith("dataset_overlap_vision (")]
+    assert "metric cka" in vision and "  fresh    8 seeds  +0.0" in vision and "  pooled  16 seeds" in vision
 
 
 def test_claims_by_hand():
@@ -63,6 +75,7 @@ def line(*slopes):
         ((0.01, 0.011, 0.012, 0.011), "above 0 and smaller than the smallest effect of interest"),
         ((0.01, -0.011, 0.012, -0.011), "not distinguishable from 0 and smaller than the smallest effect of interest"),
         ((0.3, -0.3, 0.4, -0.5), "not distinguishable from 0; the smallest effect of interest is not excluded"),
+        ((0.02,), "one seed: no interval"),
         ((0.02, 0.09, 0.04, 0.08), "above 0; the smallest effect of interest is not excluded"),
     ],
 )

@@ -8,21 +8,33 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repsim_utils.analysis.units import Array, check_level, demeaned
+from repsim_utils.analysis.units import Array, check_columns, check_level, demeaned, names
 
 
-def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> Array:
+def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> tuple[Array, Array]:
     """Sums of products of the columns within each unit, whose means are taken out first: (units, q, q).
+
+    Columns are divided by their size, which is given as well, (q,).
 
     The last column is what the others are to explain. A unit in which none of these varies is left out.
     """
+    check_columns(table, *columns, unit)
+    if twice := sorted({name for name in columns if list(columns).count(name) > 1}):
+        raise ValueError(f"columns must be different ones, and {', '.join(twice)} has two places")
     rows = demeaned(table.dropna(subset=list(columns)).astype(dict.fromkeys(columns, float)), columns, by=[unit])
     which = rows[unit].astype("category").cat.codes.to_numpy()
     values = rows[list(columns)].to_numpy(float)
     sums = np.zeros((which.max(initial=-1) + 1, len(columns), len(columns)))
     np.add.at(sums, which, values[:, :, None] * values[:, None, :])
-    spread = np.diagonal(sums, axis1=1, axis2=2)[:, :-1].max(1)
-    return sums[spread > 1e-12 * spread.max(initial=0)]
+    spread = np.diagonal(sums, axis1=1, axis2=2)
+    whole = spread.sum(0)
+    if still := [name for name, size in zip(columns, whole, strict=True) if not size > 0]:
+        raise ValueError(f"{', '.join(still)} does not vary within any {unit}")
+    scale = np.sqrt(whole)
+    sums = sums[(spread[:, :-1] > 1e-12 * whole[:-1]).any(1)] / scale / scale[:, None]
+    if np.linalg.eigvalsh(sums.sum(0)[:-1, :-1])[0] < 1e-9:
+        raise ValueError(f"one of {', '.join(columns[:-1])} follows from the others within each {unit}")
+    return sums, scale
 
 
 def _jackknife(statistic: Callable[[Array], Array], sums: Array, level: float) -> tuple[Array, ...]:
@@ -51,12 +63,24 @@ def correlation(
     other; so the mean of each unit is taken out first. With `given`, what these columns explain of both (linearly,
     within units) is taken out as well. The interval is a jackknife over units on Fisher's z scale.
 
+    Parameters
+    ----------
+    table : DataFrame
+        One row a pair and one column a measurement (see the example of the package); rows with a missing value are left
+        out.
+    x, y, unit : str
+        Columns.
+    given : sequence of str
+        Columns that are held fixed.
+    level : float
+
     Returns
     -------
     dict
         estimate, low, high, p_t and n (units).
     """
-    sums = _blocked(table, [*given, x, y], unit)
+    given = names(given)
+    sums, _ = _blocked(table, [*given, x, y], unit)
     g = len(given)
 
     def z(gram: Array) -> Array:
@@ -106,8 +130,13 @@ def mediation(
     DataFrame
         Columns effect (total, direct, indirect, mediator: the slope of y on it with x held fixed), estimate, low, high
         and p_t.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, does not vary within units, or follows from the others there: then nothing can be split.
     """
-    sums = _blocked(table, [x, *given, mediator, y], unit)
+    sums, (of_x, *_, of_mediator, of_y) = _blocked(table, [x, *names(given), mediator, y], unit)
 
     def effects(gram: Array) -> Array:
         with_mediator = np.linalg.pinv(gram[..., :-1, :-1], hermitian=True) @ gram[..., :-1, -1:]
@@ -115,8 +144,10 @@ def mediation(
         total, direct = without[..., 0, 0], with_mediator[..., 0, 0]
         return np.stack([total, direct, total - direct, with_mediator[..., -1, 0]], -1)
 
-    columns = zip(("estimate", "low", "high", "p_t"), _jackknife(effects, sums, level), strict=True)
-    return pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"]} | dict(columns))
+    *ends, p = _jackknife(effects, sums, level)
+    scale = of_y / np.array([of_x, of_x, of_x, of_mediator])
+    found = dict(zip(("estimate", "low", "high"), (scale * end for end in ends), strict=True))
+    return pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"]} | found | {"p_t": p})
 
 
 def prediction(
@@ -156,12 +187,18 @@ def prediction(
     Raises
     ------
     ValueError
-        If fewer than two units have all values.
+        If a column is missing, a set is empty, or fewer than two units have all values.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-    columns = list(dict.fromkeys(name for names in predictors.values() for name in names))
+    sets = {name: names(columns) for name, columns in predictors.items()}
+    columns = list(dict.fromkeys(column for some in sets.values() for column in some))
+    check_columns(table, *columns, y, unit)
+    if empty := [name for name, some in sets.items() if not some]:
+        raise ValueError(f"every set of predictors needs a column, and {', '.join(empty)} has none")
+    if beside is not None and beside not in sets:
+        raise ValueError(f"beside must be one of {', '.join(sets)}, got {beside}")
     rows = table.dropna(subset=[*columns, y])
     if rows[unit].nunique() < 2:
         raise ValueError(
@@ -176,8 +213,8 @@ def prediction(
         return np.bincount(which, np.square(errors)).astype(float)
 
     left = {}
-    for name, names in predictors.items():
-        line, given = LinearRegression(fit_intercept=False), rows[list(names)]
+    for name, some in sets.items():
+        line, given = LinearRegression(fit_intercept=False), rows[some]
         predicted = cross_val_predict(line, given, values, groups=units, cv=LeaveOneGroupOut())
         left[name] = squares(values - predicted)
     base = squares(values)

@@ -51,6 +51,10 @@ def mean_interval(
         Columns `by`, mean, low, high and n (units). With one unit there is no interval: low and high are missing.
     """
     check_level(level)
+    by = names(by)
+    check_columns(table, *by, y, unit)
+    if not by:
+        raise ValueError("by must name a column at least; to have all rows as one group, add a column that is the same")
     units = table.dropna(subset=[y]).groupby([*by, unit], as_index=False)[y].mean()
     groups = units.groupby(list(by))[y].agg(["mean", "sem", "count"]).reset_index()
     half = groups["sem"] * stats.t.ppf((1 + level) / 2, groups["count"] - 1)
@@ -58,10 +62,21 @@ def mean_interval(
     return result.rename(columns={"count": "n"})[[*by, "mean", "low", "high", "n"]]
 
 
+def names(columns: str | Sequence[str]) -> list[str]:
+    """Names of columns as a list, also where one is given alone."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
 def check_level(level: float) -> None:
     """Refuse a level that is not between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
+
+
+def check_columns(table: pd.DataFrame, *columns: str) -> None:
+    """Refuse columns that a table does not have."""
+    if missing := sorted(set(columns) - set(table)):
+        raise ValueError(f"table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
 
 
 def sign_flip(values: Sequence[float] | Array) -> float:
@@ -80,8 +95,15 @@ def sign_flip(values: Sequence[float] | Array) -> float:
     -------
     float
         Missing (NaN) with fewer than two units.
+
+    Raises
+    ------
+    ValueError
+        If `values` is not one finite number a unit.
     """
     values = np.asarray(values, float)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"values must be one finite number a unit, got shape {values.shape}: {values.tolist()}")
     if len(values) < 2:
         return float("nan")
     if len(values) > 40:
@@ -159,9 +181,11 @@ def slopes(
 ) -> pd.DataFrame:
     """Least-squares slope of y on x of every unit by itself: columns `by`, `unit` and slope.
 
-    Units in which x takes a single value have no slope and are left out, and so are rows with a missing x or y.
+    Units in which x takes a single value have no slope and are left out, and so are rows in which one of the columns is
+    missing.
     """
-    groups = [*by, unit]
+    groups = [*names(by), unit]
+    check_columns(table, *groups, x, y)
     rows = table.dropna(subset=[x, y])
     rows = demeaned(rows.astype({x: float, y: float}), [x, y], by=groups)
     sums = rows.assign(xx=rows[x] ** 2, xy=rows[x] * rows[y]).groupby(groups, sort=False)[["xx", "xy"]].sum()
@@ -195,7 +219,8 @@ def trend(
     Parameters
     ----------
     table : DataFrame
-        One row a measurement; rows with a missing x or y are left out.
+        One row a measurement, of one metric, probe and network: others are to be filtered out first. Rows with a
+        missing x or y are left out.
     x, y, unit : str
         Columns.
     level : float
@@ -211,9 +236,7 @@ def trend(
         If a column is missing, no unit has two values of x, or `level` is not between 0 and 1.
     """
     check_level(level)
-    missing = sorted({x, y, unit} - set(table))
-    if missing:
-        raise ValueError(f"table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
+    check_columns(table, x, y, unit)
     units = slopes(table, x=x, y=y, unit=unit)
     rows = table.dropna(subset=[x, y])
     if not len(units):
@@ -243,7 +266,8 @@ def _mutual_information(x: Array, y: Array) -> float:
 def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.DataFrame:
     """`trend` of every group, as one family of tests: columns `by`, those of `Trend`, and q and sign of `discoveries`.
 
-    Groups in which no unit has two values of x are left out.
+    Groups in which no unit has two values of x are left out, and so are rows in which a column of `by` is missing (the
+    last layer, in the recorded tables): fill those first.
 
     Parameters
     ----------
@@ -254,10 +278,12 @@ def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.Data
         Of `trend`.
     """
     x, y, unit = (options.get(name, other) for name, other in (("x", "overlap"), ("y", "value"), ("unit", "seed")))
+    by = names(by)
+    check_columns(table, *by, x, y, unit)
     found = []
-    for names, rows in table.dropna(subset=[x, y]).groupby(list(by), sort=False):
+    for group, rows in table.dropna(subset=[x, y]).groupby(by, sort=False):
         if (rows.groupby(unit)[x].nunique() > 1).any():
-            found.append(dict(zip(by, names, strict=True)) | asdict(trend(rows, **options)))
+            found.append(dict(zip(by, group, strict=True)) | asdict(trend(rows, **options)))
     columns = [*by, *Trend.__dataclass_fields__]
     return discoveries(pd.DataFrame(found, columns=columns))
 
@@ -277,6 +303,7 @@ def discoveries(family: pd.DataFrame) -> pd.DataFrame:
     family : DataFrame
         One row a test: columns p_t, low and high.
     """
+    check_columns(family, "p_t", "low", "high")
     known = family["p_t"].astype(float).notna()
     q = pd.Series(np.nan, index=family.index)
     if known.any():
@@ -317,19 +344,31 @@ def paired(
     -------
     DataFrame
         Columns `by`, estimate, low, high, p, p_t, excluded (see `Trend`), n (units that have both), and q and sign.
+
+    Raises
+    ------
+    ValueError
+        If a column or one of the two conditions is missing, or no unit has both.
     """
     check_level(level)
+    by = names(by)
+    check_columns(table, *by, unit, column, y)
     units = table.dropna(subset=[y]).groupby([*by, unit, column])[y].mean().unstack(column)
+    if missing := [value for value in (more, less) if value not in units]:
+        raise ValueError(f"{column} has no value {missing[0]!r}; it has {', '.join(map(repr, units.columns.tolist()))}")
     gaps = (units[more] - units[less]).dropna().rename("gap").reset_index()
+    if gaps.empty:
+        raise ValueError(f"no {unit} has both {more!r} and {less!r} in {column}")
     found = []
-    for names, rows in gaps.groupby(list(by), sort=False) if by else [((), gaps)]:
+    for group, rows in gaps.groupby(by, sort=False) if by else [((), gaps)]:
         own = rows["gap"].to_numpy(float)
         about = {"estimate": float(own.mean())} | _over_units(own, level) | {"n": len(own)}
-        found.append(dict(zip(by, names, strict=True)) | about)
+        found.append(dict(zip(by, group, strict=True)) | about)
     return discoveries(pd.DataFrame(found, columns=[*by, "estimate", "low", "high", "p", "p_t", "excluded", "n"]))
 
 
 def demeaned(table: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]) -> pd.DataFrame:
     """The table with the mean of each group taken out of some columns: what is left varies within groups alone."""
-    groups = table.groupby(list(by))
+    check_columns(table, *columns, *names(by))
+    groups = table.groupby(names(by))
     return table.assign(**{name: table[name] - groups[name].transform("mean") for name in columns})
