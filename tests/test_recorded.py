@@ -403,12 +403,14 @@ def test_weights_and_predictions_move_at_full_size():
     assert at["predictions", "symmetric_kl"][1] < 0.4 * at["predictions", "symmetric_kl"][0]
 
 
-def test_corpora_in_common_raise_cka_though_hardly_a_sentence_is_read_by_both():
+def test_corpora_in_common_move_cka_little_and_hardly_a_sentence_is_read_by_both():
+    """Four chosen seeds, then fresh ones: above 0 of all seeds, and far below what was published."""
     table = published.recorded(finetuned.TASK)
     cka = table[table["view"].eq("full") & table.metric.eq("cka") & table.layer.isna()]
-    slopes = analysis.trends(cka, by=["probe"]).set_index("probe")
-    for probe in reading.GROUPS:
-        assert slopes.low[probe] > 0 and slopes.high[probe] < 0.02  # far below what was published
+    groups = cka[cka.probe.isin(reading.GROUPS)]
+    slopes = analysis.trends(groups, by=["probe"]).set_index("probe")
+    assert (slopes.sign > 0).all() and (slopes.high < 0.027).all()  # a tenth of the published slope on one probe
+    assert seldom(lambda part: rising(part, ["probe"]) == len(reading.GROUPS), groups)
     assert table[table.overlap == 1].realised_overlap.mean() < 0.05
 
 
