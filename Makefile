@@ -4,9 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PROFILE ?= smoke
 
-.PHONY: help install book test lint figure clean
+.PHONY: help install book test check-recorded lint figure clean
 help:          ## show this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(STAMP) ## make .venv with the pinned requirements and the package
 $(STAMP): requirements.txt pyproject.toml
@@ -21,6 +21,9 @@ book: $(STAMP) ## execute every chapter (PROFILE=smoke) and build the pages
 
 test: $(STAMP) ## run the tests; those of the pages need `make book` and a Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+check-recorded: $(STAMP) ## train whole recorded cells again: before a table is recorded
+	$(BIN)/python -m pytest tests/test_recorded.py -m recorded
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

@@ -82,6 +82,7 @@ def test_task_only_levels_are_apart_and_level_1_is_near_zero():
     assert (cka[cka.overlap == 1].value < 0.05).all()
 
 
+@pytest.mark.recorded
 def test_task_only_cell_comes_out_again(tmp_path):
     """The cheapest cell that can tell: both models of level 3, seed 0.
 
@@ -188,6 +189,7 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("kind", OVERLAP)
 def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
     """Everything in common, seed 0. Threads and machines lead training elsewhere, though not far.
@@ -286,6 +288,7 @@ def test_most_of_the_rise_on_corpora_read_by_one_is_of_the_probe():
     assert probe_gap(last_layer(language.TASK), "corpora_seen_by_one").low > 0
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("kind", LANGUAGE)
 def test_a_cell_on_overlap_in_language_comes_out_again(kind, store, monkeypatch):
     """Everything in common, seed 0; only where the same text is installed: other versions say other things."""
@@ -445,6 +448,7 @@ def test_small_changes_are_near_the_ceiling_but_rank_does_not_take_the_effect_aw
     assert max(removed["lr x 4"], removed["steps x 4"]) < removed["rank 16"]
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("kind", FINETUNED)
 def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
     """Everything in common, seed 0; of SmolLM2 where it has been fetched, of the grid always."""
@@ -600,6 +604,7 @@ def test_the_riddle_of_common_classes_is_one_of_the_probe(network):
         assert sign * means[0].corr(means[1]) > 0.3
 
 
+@pytest.mark.recorded
 def test_a_cell_of_attacks_comes_out_again(store):
     """The pair trained above, everything in common. What its siblings get right is another question."""
     options = {"seeds": [0], "overlaps": [1], "architectures": ["small_resnet"]}
@@ -742,6 +747,7 @@ def test_responses_predict_transfer_beyond_the_base_and_similarity_does_not_for_
     assert told["with"] > told["without"] + 0.08
 
 
+@pytest.mark.recorded
 def test_a_jailbreak_cell_comes_out_again(store):
     """Base and dialogues shared, seed 0, all of its models trained and attacked again."""
     options = {"seeds": [0], "overlaps": [1], "bases": ["shared"]}
@@ -901,6 +907,7 @@ def test_samples_are_a_little_nearer_to_training_images_and_few_are_copies():
     assert rates[0.5, "own"] == pytest.approx(rates[0.5, "shared"], abs=0.03) and 0.2 < rates[0.5, "unseen"] < 1 / 3
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("kind", DIFFUSION)
 def test_a_cell_of_diffusion_comes_out_again(kind, store):
     """Everything in common, seed 0, both models and the judge trained again."""
