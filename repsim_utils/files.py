@@ -122,8 +122,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path, checksum: str, n_bytes: int | None = None) -> None:
-    """Hold a file against its length each time, and against its checksum once in each process.
+def verify(path: Path, checksum: str) -> None:
+    """Hold a file against its checksum, in each process once, and again if its length or time has changed.
 
     Raises
     ------
@@ -131,8 +131,6 @@ def verify(path: Path, checksum: str, n_bytes: int | None = None) -> None:
         If it is another one, or none.
     """
     stat = path.stat()
-    if n_bytes not in (None, stat.st_size):
-        raise ValueError(f"{path.name} has {stat.st_size} bytes instead of {n_bytes}")
     stamp = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, checksum)
     if stamp not in _verified:
         if sha256(path) != checksum:
@@ -152,13 +150,18 @@ def manifest_of(folder: Path, version: int | list[int], *names: str) -> dict[str
     if manifest["version"] != version:
         raise ValueError(f"it is of version {manifest['version']}")
     for name in names:
-        verify(folder / name, manifest["files"][name]["sha256"], manifest["files"][name]["n_bytes"])
+        verify(folder / name, manifest["files"][name]["sha256"])
     return manifest
 
 
 def canonical_json(value: Any) -> bytes:
     """The same bytes for the same value, whatever the order of its keys; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Checksum of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def user_folder(variable: str, *below: str) -> Path:

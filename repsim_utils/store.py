@@ -50,7 +50,7 @@ class Run:
 
 def key(config: Mapping[str, Any]) -> str:
     """Name of a configuration: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
-    return hashlib.sha256(files.canonical_json(config)).hexdigest()[:16]
+    return files.digest(config)[:16]
 
 
 def default_root() -> Path:
@@ -138,20 +138,16 @@ class Store:
                 contents["weights.safetensors"] = save(tensors)
             sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
             whole = {"record": record, "sha256": sums}
-            contents["record.json"] = files.canonical_json(whole | {"checksum": _checksum(whole)})
+            contents["record.json"] = files.canonical_json(whole | {"checksum": files.digest(whole)})
             for name, content in contents.items():
                 files.write(folder / name, content)
         return Run(path, json.loads(files.canonical_json(record)))
 
 
-def _checksum(whole: dict[str, Any]) -> str:
-    return hashlib.sha256(files.canonical_json(whole)).hexdigest()
-
-
 def _read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The record in a run's folder, after every file in it was held against its checksum."""
     whole = json.loads((path / "record.json").read_bytes())
-    if whole.pop("checksum") != _checksum(whole):
+    if whole.pop("checksum") != files.digest(whole):
         raise ValueError("record.json does not match its checksum")
     for name, checksum in whole["sha256"].items():
         files.verify(path / name, checksum)

@@ -11,8 +11,6 @@ import errno
 import itertools
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 import traceback
@@ -210,13 +208,8 @@ def _mark(root: Path) -> str:
     """Name of a file that tells this folder from others of its name, on machines that do not share it."""
     place = root / ".seen-by-all"
     if not place.is_dir():
-        begun = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(place), suffix=".tmp", dir=root))
-        (begun / uuid4().hex).touch()
-        begun.chmod(0o755)
-        try:
-            begun.rename(place)
-        except OSError:  # another process was first
-            shutil.rmtree(begun)
+        with files.making(place, keep=place.is_dir) as made:
+            (made / uuid4().hex).touch()
     (mark,) = place.iterdir()
     return f"{place.name}/{mark.name}"
 

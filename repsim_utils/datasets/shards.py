@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,8 @@ import torch
 from tqdm import tqdm
 
 from repsim_utils import files
+from repsim_utils.datasets import color_shape_digit as drawing
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.datasets.color_shape_digit import (
-    COLORS,
-    DIGITS,
-    N_COMBINATIONS,
-    SHAPES,
-    VERSION,
-    combination_ids,
-    render,
-    split_start,
-)
 
 log = logging.getLogger(__name__)
 SHARD_SIZE = 20_000  # images: 47 MB at 28 pixels
@@ -43,7 +33,7 @@ def write(folder: Path, n_train: int = 1000, *, seed: int = 0, size: int = 28, d
     n_train : int
         Training images of each combination; for validation and test there are a twentieth each, and at least one.
     seed, size, difficulty
-        As in `render`.
+        As in `color_shape_digit.render`.
 
     Raises
     ------
@@ -54,25 +44,27 @@ def write(folder: Path, n_train: int = 1000, *, seed: int = 0, size: int = 28, d
     OSError
         If the folder is a file, or the disk is full or not writable; the same call goes on later.
     """
-    held_out = max(n_train // 20, 1) * N_COMBINATIONS
-    n_images = {"train": n_train * N_COMBINATIONS, "validation": held_out, "test": held_out}
-    header = {"dataset": "color-shape-digit", "version": VERSION, "seed": seed, "size": size}
+    held_out = max(n_train // 20, 1) * drawing.N_COMBINATIONS
+    n_images = {"train": n_train * drawing.N_COMBINATIONS, "validation": held_out, "test": held_out}
+    header: dict[str, Any] = {"dataset": "color-shape-digit", "version": drawing.VERSION, "seed": seed, "size": size}
     header |= {"difficulty": difficulty, "shard_size": SHARD_SIZE, "n_images": n_images}
-    header = json.loads(files.canonical_json(header | {"shapes": SHAPES, "digits": DIGITS, "colors": COLORS}))
+    header |= {"shapes": [*drawing.SHAPES], "digits": [*drawing.DIGITS], "colors": [*drawing.COLORS]}
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(folder)
-    manifest = _manifest(folder) if (folder / files.MANIFEST).exists() else header | {"sha256": {}}
+    if not (folder / files.MANIFEST).exists():
+        files.write(folder / files.MANIFEST, files.canonical_json(header | {"sha256": {}}))
+    manifest, shards = _read(folder)
     if differing := [key for key in header if manifest.get(key) != header[key]]:
         there, wanted = ({key: about.get(key) for key in differing} for about in (manifest, header))
         raise ValueError(f"{folder} holds another data set: it has {there}, wanted was {wanted}; choose another folder")
     done = manifest["sha256"]
     with tqdm(total=sum(n_images.values()), unit="image", unit_scale=True) as bar:
-        for split, low, high, names in _shards(manifest):
-            if damage := [fault for name in names if (fault := _fault(folder / name, done))]:
+        for split, low, high, names in shards:
+            if fault := _fault(folder, names, done):
                 if any(name in done for name in names):
-                    log.warning("%s; it is written again", damage[0])
-                ids, start = combination_ids(torch.arange(low, high)), split_start(split) + low
-                images = render(*ids, seed=seed, size=size, difficulty=difficulty, start=start)
+                    log.warning("%s; it is written again", fault)
+                ids, start = drawing.combination_ids(torch.arange(low, high)), drawing.split_start(split) + low
+                images = drawing.render(*ids, seed=seed, size=size, difficulty=difficulty, start=start)
                 for name, array in zip(names, (images, torch.stack(ids, 1).to(torch.uint8)), strict=True):
                     np.save(buffer := io.BytesIO(), array.numpy(), allow_pickle=False)
                     files.write(folder / name, buffer.getvalue())
@@ -89,36 +81,33 @@ def verify(folder: Path) -> None:
     DataError
         Naming the first shard that is missing or altered.
     """
-    manifest = _manifest(folder)
-    for *_, names in _shards(manifest):
-        for name in names:
-            if fault := _fault(folder / name, manifest["sha256"]):
-                raise DataError(f"{fault}; write the data again to mend it")
+    manifest, shards = _read(folder)
+    for *_, names in shards:
+        if fault := _fault(folder, names, manifest["sha256"]):
+            raise DataError(f"{fault}; write the data again to mend it")
 
 
-def _shards(manifest: dict[str, Any]) -> Iterator[tuple[str, int, int, tuple[str, str]]]:
-    """Of each shard its split, the range of its images, and the names of its two files."""
-    step = manifest["shard_size"]
-    for split, n in manifest["n_images"].items():
-        for k, low in enumerate(range(0, n, step)):
-            yield split, low, min(low + step, n), (f"{split}-{k:05d}.npy", f"{split}-{k:05d}-ids.npy")
-
-
-def _fault(path: Path, sums: dict[str, str]) -> str:
-    """What is wrong with a file, if anything."""
-    try:
-        files.verify(path, sums[path.name])
-    except files.DAMAGE:
-        return f"{path} is missing or damaged"
-    return ""
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[dict[str, Any], list[tuple[str, int, int, tuple[str, str]]]]:
+    """The manifest, and of each shard its split, the range of its images and the names of its two files."""
     try:
         manifest: dict[str, Any] = json.loads((folder / files.MANIFEST).read_bytes())
-        _ = list(_shards(manifest)), manifest["sha256"].keys()  # raises where either is none
-        return manifest
+        step, manifest["sha256"] = manifest["shard_size"], dict(manifest["sha256"])
+        return manifest, [
+            (split, low, min(low + step, n), (f"{split}-{k:05d}.npy", f"{split}-{k:05d}-ids.npy"))
+            for split, n in manifest["n_images"].items()
+            for k, low in enumerate(range(0, n, step))
+        ]
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} has no {files.MANIFEST}: no data were written there") from None
     except files.DAMAGE:
         raise DataError(f"{folder / files.MANIFEST} is damaged; remove it and write the data again") from None
+
+
+def _fault(folder: Path, names: tuple[str, str], sums: dict[str, str]) -> str:
+    """What is wrong with a shard, if anything."""
+    for name in names:
+        try:
+            files.verify(folder / name, sums[name])
+        except files.DAMAGE:
+            return f"{folder / name} is missing or damaged"
+    return ""

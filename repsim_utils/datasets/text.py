@@ -145,8 +145,7 @@ def fingerprint(sources: Sequence[str], **about: Any) -> str:
     """16 hexadecimal digits that change with what is read of the sources, and how."""
     about = {name: value for name, value in about.items() if value is not None}
     contents = [[name_of(source), corpora.fingerprint(source)] for source in sources]
-    whole = [VERSION, corpora.VERSION, contents, about]
-    return hashlib.sha256(files.canonical_json(whole)).hexdigest()[:16]
+    return files.digest([VERSION, corpora.VERSION, contents, about])[:16]
 
 
 # Reading

@@ -144,7 +144,7 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
         contents = _contents(folder, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
-    return hashlib.sha256(files.canonical_json([contents, size])).hexdigest()[:16]
+    return files.digest([contents, size])[:16]
 
 
 def _size(source: str | Path, size: int | None) -> int:

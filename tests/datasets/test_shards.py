@@ -78,7 +78,7 @@ def test_resuming_keeps_what_is_good_and_mends_the_rest(folder):
 
 
 def test_resuming_a_whole_data_set_writes_nothing(folder, monkeypatch):
-    monkeypatch.setattr(shards, "render", None)
+    monkeypatch.setattr(shards.drawing, "render", None)
     before = modified(folder)
     write(folder)
     assert modified(folder) == before
