@@ -18,14 +18,9 @@ VERSION = 1  # raised when the same arguments and seed give another network
 class GPT(nn.Module):
     """A decoder-only transformer.
 
-    Parameters
-    ----------
-    body : transformers.PreTrainedModel
-        From tokens (n, t) to hidden states (n, t, d), normalised after the last block: a `GPT2Model`, a `LlamaModel`.
-    head : nn.Linear, optional
-        From hidden states to logits; by default the matrix that embeds tokens.
-    context : int, optional
-        How many tokens it reads at once; by default the most that the body can.
+    Its `body`, such as transformers' `GPT2Model` or `LlamaModel`, leads from tokens (n, t) to hidden states (n, t, d),
+    normalised after the last block; its `head`, by default the matrix that embeds tokens, from there to logits. It
+    reads `context` tokens at once, by default the most that the body can.
     """
 
     def __init__(self, body: Any, head: nn.Module | None = None, context: int | None = None) -> None:
@@ -84,18 +79,10 @@ def build(
     if width % n_head:
         raise ValueError(f"width must be a multiple of n_head = {n_head}, got {width}")
     config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=context,
-        n_embd=width,
-        n_layer=n_layer,
-        n_head=n_head,
-        activation_function="gelu",
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        resid_pdrop=dropout,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+        vocab_size=vocabulary, n_positions=context, n_embd=width, n_layer=n_layer, n_head=n_head,
+        activation_function="gelu", embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
     config._attn_implementation = "sdpa"
     with seeded(seed):
         return GPT(GPT2Model(config))
