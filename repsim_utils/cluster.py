@@ -63,11 +63,8 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     _quiet()
     if scheduler is None:
         options: Any = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "preload": __name__}
-        with (
-            dask.config.set(_FASTER),
-            LocalCluster(n_workers=n, threads_per_worker=1, **options) as local,
-            Client(local) as client,
-        ):
+        options |= {"n_workers": n, "threads_per_worker": 1}
+        with dask.config.set(_FASTER), LocalCluster(**options) as local, Client(local) as client:
             yield client
         return
     try:
@@ -150,17 +147,12 @@ def slurm(
     extra = [f"--gres=gpu:{gpus}"] if gpus else []
     cluster = SLURMCluster(
         cores=1,  # threads of Dask: a worker runs one cell at a time, with as many threads as REPSIM_THREADS says
-        job_cpu=cores,
-        processes=1,
-        memory=memory,
-        walltime=walltime,
-        queue=partition,
-        account=account,
+        job_cpu=cores, processes=1, memory=memory, walltime=walltime, queue=partition, account=account,
         python=sys.executable,
         job_extra_directives=extra + list(directives or []),
         job_script_prologue=[f"export REPSIM_THREADS={cores}"],
         scheduler_options={"port": port, "dashboard_address": "127.0.0.1:0"},
-    )
+    )  # fmt: skip
     if jobs:
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster

@@ -50,12 +50,7 @@ class Config(Protocol):
 class SweepError(RepsimError):
     """Some cells failed; the others are finished and kept.
 
-    Attributes
-    ----------
-    failures : list of (config, str)
-        Each failed configuration, with its traceback.
-    table : DataFrame
-        Rows of the cells that did not fail.
+    Of the former `failures` has each configuration, with its traceback; of the latter `table` has the rows.
     """
 
     def __init__(self, failures: list[tuple[Any, str]], table: pd.DataFrame) -> None:
@@ -121,8 +116,7 @@ def sweep(
     if left:
         store.check()
         work = _here if client is None else _there
-        outcomes = work(function, train, {i: configs[i] for i in left}, store, client, progress)
-        for i, outcome in outcomes:
+        for i, outcome in work(function, train, {i: configs[i] for i in left}, store, client, progress):
             if isinstance(outcome, Failure):
                 failures.append((configs[i], outcome))
             else:
@@ -161,8 +155,7 @@ def _here(
             yield i, _cell(function, configs[i], store, progress)
         except Exception as error:
             _stop_at_once(error)
-            log.error("a cell failed and is reported at the end")
-            yield i, Failure(traceback.format_exc())
+            yield i, _failed([traceback.format_exc()])
 
 
 def _there(
@@ -196,9 +189,10 @@ def _there(
                 _stop_at_once(error)
             if future not in cells:
                 continue
-            if error is not None:
-                log.error("a cell failed and is reported at the end")
-            yield cells[future], future.result() if error is None else _failure(future, error)
+            if error is None:
+                yield cells[future], future.result()
+            else:
+                yield cells[future], _failed(traceback.format_exception(type(error), error, future.traceback()))
     finally:
         bar.close()
         for future in (*models.values(), *cells):
@@ -221,8 +215,9 @@ def _mark(root: Path) -> str:
     return f"{place.name}/{mark.name}"
 
 
-def _failure(future: Any, error: BaseException) -> Failure:
-    return Failure("".join(traceback.format_exception(type(error), error, future.traceback())))
+def _failed(trace: list[str]) -> Failure:
+    log.error("a cell failed and is reported at the end")
+    return Failure("".join(trace))
 
 
 def _stop_at_once(error: BaseException) -> None:
