@@ -118,11 +118,8 @@ def slurm(
     ----------
     jobs : int
         Jobs to keep in the queue or running; one that ends is replaced. With 0 none is submitted.
-    gpus, cores : int
-        Of each job.
-    memory, walltime : str
-        Of each job, as SLURM writes them: ``16GB``, ``08:00:00``.
-    partition, account : str, optional
+    gpus, cores, memory, walltime : int and str
+        Of each job, the latter as SLURM writes them: ``16GB``, ``08:00:00``.
     port : int
         Of the scheduler; 0 takes a free one.
     directives : list of str, optional

@@ -81,9 +81,9 @@ def represent_noisy(
     if len(when) and not 0 <= int(when.min()) <= int(when.max()) < TIMESTEPS:
         raise ValueError(f"timestep must be from 0 to {TIMESTEPS - 1}, got {int(when.min())} to {int(when.max())}")
     batches = []
-    for part, some_noise, steps in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
-        steps = steps.to(where)
-        noisy = model.noisy(as_pixels(part.to(where)), some_noise.to(where), steps)
+    for part in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
+        some, some_noise, steps = (values.to(where) for values in part)
+        noisy = model.noisy(as_pixels(some), some_noise, steps)
         batches.append({name: x.cpu() for name, x in model.represent(noisy, steps, layers=layers).items()})
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 

@@ -73,17 +73,14 @@ def attack(
     model : Module
         Maps float images (n, 3, h, w) in [0, 1] to logits. It is put into evaluation mode for the time of the attack;
         afterwards it is as it was, and so are the gradients of its weights.
-    images : Tensor
-        float32 (n, 3, h, w) in [0, 1].
-    labels : Tensor
-        int64 (n,): the right ones, or where `targeted`, those that the model should give.
+    images, labels : Tensor
+        float32 (n, 3, h, w) in [0, 1], and int64 (n,): the right classes, or where `targeted`, those to be given.
     method : str
         One of `METHODS`.
     epsilon : float
         Largest change of a pixel, in units of 1/255.
     steps : int, optional
         By default 10, and 1 for ``fgsm``.
-    targeted : bool
     seed : int
         Of random starts and random resizing.
     **options
@@ -121,17 +118,15 @@ def attack(
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and weights that want no gradient, which saves a twentieth of the time; then all as before."""
     modes = [(module, module.training) for module in model.modules()]
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    learning = nn.ParameterList(weight for weight in model.parameters() if weight.requires_grad)
     model.eval()
-    for weight in learning:
-        weight.requires_grad_(False)
+    learning.requires_grad_(False)
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for weight in learning:
-            weight.requires_grad_(True)
+        learning.requires_grad_(True)
 
 
 def _checked(

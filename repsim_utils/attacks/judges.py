@@ -91,20 +91,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout: float = 60.0) -> Callable[[str], str]:
-    """A model behind an OpenAI-compatible address, such as ``https://…/v1``.
+    """A model behind an OpenAI-compatible address, such as ``https://…/v1``; the timeout is in seconds.
 
-    Parameters
-    ----------
-    url, model : str
-    key_from : str
-        The environment variable that holds the key. The key is sent to `url` alone, and is in no message.
-    timeout : float
-        In seconds.
-
-    Raises
-    ------
-    JudgeError
-        When asked, if there is no answer, or one of another shape.
+    The environment variable `key_from` holds the key, which is sent to `url` alone, and is in no message. When asked,
+    it raises a JudgeError if there is no answer, or one of another shape.
     """
     parts = urlsplit(url)
     here = parts.hostname in ("localhost", "127.0.0.1")
@@ -156,12 +146,7 @@ def local(source: str, *, n_tokens: int = 8) -> Callable[[str], str]:
 
 
 def agreement(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """How far judges agree on the same responses.
-
-    Parameters
-    ----------
-    verdicts : DataFrame
-        One column a judge, one row a response; missing where a judge could not tell.
+    """How far judges agree on the same responses: of `verdicts` a column is a judge's, missing where it cannot tell.
 
     Returns
     -------

@@ -63,10 +63,8 @@ def attack_pair(
     ----------
     first, second : Module
         In evaluation mode, both answering in the same classes (see `InClasses`).
-    images : Tensor
-        float32 (n, 3, h, w) in [0, 1], on the device of the models.
-    labels : Tensor
-        int64 (n,), on the CPU.
+    images, labels : Tensor
+        float32 (n, 3, h, w) in [0, 1], on the device of the models, and int64 (n,), on the CPU.
     perturb : callable
         ``perturb(source, images, labels)`` returns the images to be tried on the victim.
     only_right : bool
@@ -88,12 +86,9 @@ def attack_pair(
 def rates(outcome: Outcome) -> dict[str, float]:
     """What an outcome comes to; empty if there is no image.
 
-    Returns
-    -------
-    dict
-        transfer: share of images that the victim gets wrong. white_box: share that the source gets wrong.
-        transfer_given_fooled: the former among the latter. same_mistake: share in which both give the same wrong class.
-        unmoved: share of images that the attack did not change.
+    transfer: share of images that the victim gets wrong. white_box: share that the source gets wrong.
+    transfer_given_fooled: the former among the latter. same_mistake: share in which both give the same wrong class.
+    unmoved: share of images that the attack did not change.
     """
     if not len(outcome.image):
         return {}

@@ -73,16 +73,9 @@ GOALS = {"advbench": Hub("walledai/AdvBench", "prompt")}  # no text to learn fro
 def documents(source: str) -> Iterator[Document]:
     """Documents of a corpus, in an order that depends on their names alone.
 
-    Parameters
-    ----------
-    source : str
-        One of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files lie in
-        ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out).
-
-    Raises
-    ------
-    DataError
-        If the source is none of these, the hub cannot be reached, or a file is not text.
+    A source is one of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files
+    lie in ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out). If
+    it is none of these, the hub cannot be reached, or a file is not text, that is a DataError.
     """
     if source in INSTALLED:
         return _installed(source)

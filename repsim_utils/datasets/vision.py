@@ -103,13 +103,9 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
 def fingerprint(source: str | Path, size: int | None = None) -> str:
     """What the pixels of `load` come from: the same text for the same images, such as ``"cifar100@eb9058c3-32"``.
 
-    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size. Contents
-    are read again only if a name, a length or a time of modification has changed.
-
-    Raises
-    ------
-    DataError
-        If a folder is not laid out as `load` says.
+    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size; a
+    DataError if it is not laid out as `load` says. Contents are read again only if a name, a length or a time of
+    modification has changed.
     """
     size = _size(source, size)
     if source in NAMES:

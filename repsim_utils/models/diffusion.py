@@ -50,18 +50,9 @@ class Denoiser(nn.Module):
     def represent(self, noisy: Tensor, timesteps: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
         """Means and standard deviations, over pixels, of channels of the last activation, for the null class.
 
-        Parameters
-        ----------
-        noisy, timesteps : Tensor
-            (n, 3, h, w) and int64 (n,).
-        layers : bool
-            Of every block as well, from the first to the last.
-
-        Returns
-        -------
-        dict
-            From ``last``, what the output convolution is given, and the names of blocks (``down 1``, …, ``middle``,
-            ``up 1``, …) to (n, 2 d), for the d channels of that layer.
+        With `layers` of every block as well, from the first to the last. From images (n, 3, h, w) and timesteps int64
+        (n,) to a dict, from ``last``, what the output convolution is given, and the names of blocks (``down 1``, …,
+        ``middle``, ``up 1``, …) to (n, 2 d), for the d channels of that layer.
         """
         found: dict[str, Tensor] = {}
 
@@ -167,13 +158,10 @@ def sample(
     guidance: float = 3.0,
     batch_size: int = 100,
 ) -> Tensor:
-    """Draw an image for each label: DDIM (Song et al. 2021) with classifier-free guidance.
+    """Draw an image for each label, int64 (n,): DDIM (Song et al. 2021) with classifier-free guidance.
 
     Parameters
     ----------
-    model : Denoiser
-    labels : Tensor
-        int64 (n,).
     size : int
         Height and width in pixels.
     seed : int
@@ -182,7 +170,6 @@ def sample(
         Of the `TIMESTEPS`, evenly spaced.
     guidance : float
         How far to go from what the null class says towards what the label says, and beyond: 1 is the label's alone.
-    batch_size : int
 
     Returns
     -------

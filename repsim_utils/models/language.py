@@ -92,30 +92,10 @@ def build(
 def generate(
     model: GPT, prompt: Tensor, n: int, *, seed: int, temperature: float = 0.8, top_k: int | None = 50
 ) -> Tensor:
-    """Text as the model would go on: token by token, each drawn from the likeliest.
+    """Text as the model would go on: n tokens, each drawn from the `top_k` likeliest, or from all where that is None.
 
-    Parameters
-    ----------
-    model : GPT
-    prompt : Tensor
-        int64 (t,), at least one token.
-    n : int
-        How many tokens to add.
-    seed : int
-    temperature : float
-        Logits are divided by it.
-    top_k : int, optional
-        How many of the likeliest tokens are drawn from; None for all.
-
-    Returns
-    -------
-    Tensor
-        int64 (t + n,), on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the temperature, `top_k` or the prompt is none.
+    From a prompt, int64 (t,), of at least one token to int64 (t + n,), on the CPU. Logits are divided by the
+    temperature. A temperature, `top_k` or prompt that is none gives a ValueError.
     """
     if temperature <= 0 or (top_k is not None and top_k < 1) or not len(prompt):
         raise ValueError(

@@ -85,18 +85,9 @@ def build(
 def load(name: str, *, context: int) -> GPT:
     """A model made by others, in evaluation mode; loaded once in a process, and not to be changed.
 
-    Parameters
-    ----------
-    name : str
-        One of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16, from
-        the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``.
-    context : int
-        How many tokens it reads at once.
-
-    Raises
-    ------
-    DataError
-        If it cannot be had.
+    It is one of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16,
+    from the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``; a DataError says that it cannot be had. It reads
+    `context` tokens at once.
     """
     from transformers import AutoModelForCausalLM
 
