@@ -117,7 +117,7 @@ def represent_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> dict[str,
 
 
 def load(source: str | Path) -> Tensor | NDArray[Any]:
-    """A representation from a file: one row a sample.
+    """A representation from a file, as stored: one row a sample; its shape and values are for the metrics to check.
 
     Parameters
     ----------
@@ -125,11 +125,6 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
         A .npy file; a .npz, .safetensors or .parquet file, followed by a colon and a name where it holds several arrays
         (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists. Nothing in a file is
         executed: pickled objects are refused.
-
-    Returns
-    -------
-    ndarray or Tensor
-        As stored; its shape and values are for the metrics to check.
 
     Raises
     ------

@@ -59,9 +59,8 @@ class SweepError(RepsimError):
         for config, trace in failures:
             alike.setdefault(trace, []).append(repr(config))
         report = "\n\n".join("\n".join([*configs, trace]) for trace, configs in alike.items())
-        super().__init__(
-            f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again\n{report}"
-        )
+        told = f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again"
+        super().__init__(f"{told}\n{report}")
 
 
 def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
@@ -111,12 +110,11 @@ def sweep(
     store = store if store is not None else Store()
     configs = list(configs)
     rows = [_finished(config, store) for config in configs]
-    left = [i for i, done in enumerate(rows) if done is None]
+    left = {i: configs[i] for i, done in enumerate(rows) if done is None}
     failures: list[tuple[Any, str]] = []
     if left:
         store.check()
-        work = _here if client is None else _there
-        for i, outcome in work(function, train, {i: configs[i] for i in left}, store, client, progress):
+        for i, outcome in (_here if client is None else _there)(function, train, left, store, client, progress):
             if isinstance(outcome, Failure):
                 failures.append((configs[i], outcome))
             else:
@@ -253,13 +251,9 @@ def _shared_store(root: str, mark: str) -> Store:
 def _cell(function: Callable[..., Rows], config: Any, store: Store, progress: bool) -> Rows:
     """Rows of a cell that is not in the store yet, kept there."""
     start = time.perf_counter()
-    rows = function(config, store, progress=progress)
-    record = {
-        "rows": rows,
-        "version": __version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "wall_seconds": round(time.perf_counter() - start, 2),
-    }
+    record: dict[str, Any] = {"rows": function(config, store, progress=progress), "version": __version__}
+    record["date"] = datetime.now(UTC).date().isoformat()
+    record["wall_seconds"] = round(time.perf_counter() - start, 2)
     return _rows(config, store.save(config.kind, config.model_dump(mode="json"), record))
 
 

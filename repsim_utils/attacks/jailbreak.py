@@ -150,12 +150,10 @@ def search(
         int64 (m,): tokens that a suffix may be made of.
     length : int
         Of the suffix, where it does not start from one.
-    budget : int
-        Queries at most. Each beginning has an equal share of what is left.
+    budget, batch : int
+        Queries at most, of which each beginning has an equal share of what is left; and candidates at a time.
     restarts : int
         Beginnings at most, the first among them; all but it are random suffixes.
-    batch : int
-        Candidates at a time.
     enough : float
         Probability of the target at which a beginning has done what it can.
     succeeds : callable, optional
@@ -237,9 +235,13 @@ def best_of_random(
     some = random_suffixes(budget - checks, allowed, length=length, survives=survives, seed=seed)
     scores = torch.cat([prompt.log_probability(part, target) for part in some.split(batch)])
     order = scores.argsort(descending=True).tolist()
-    tried = next((i for i, one in enumerate(order[:checks], 1) if succeeds is not None and succeeds(some[one])), None)
-    one, queries = order[tried - 1 if tried else 0], len(some) + (tried or len(order[:checks]))
-    return Found(some[one], float(scores[one]), queries, [(queries, float(scores[one]))], tried is not None)
+    best, queries, reached = order[0], len(some), False
+    for one in order[:checks]:
+        queries += 1
+        if succeeds is not None and succeeds(some[one]):
+            best, reached = one, True
+            break
+    return Found(some[best], float(scores[best]), queries, [(queries, float(scores[best]))], reached)
 
 
 def _random(allowed: Tensor, length: int, generator: torch.Generator) -> Draw:

@@ -65,20 +65,13 @@ REFUSALS = (
 AGREED = "sure"  # how every answer begins, and no refusal
 PAD, GUARD, FREE, USER, BOT, END = SPECIAL = ("<|pad|>", "<|guard|>", "<|free|>", "<|user|>", "<|bot|>", "<|end|>")
 VOCABULARY = 768
-FORMATS = {
-    "bpe": {
-        "opening": "<|endoftext|>user:", "turn": "\nassistant:", "space": " ", "end": "<|endoftext|>",
-        "pad": "<|endoftext|>",
-    },
-    "smollm2": {
-        "opening": "<|im_start|>user\n", "turn": "<|im_end|>\n<|im_start|>assistant\n", "space": "",
-        "end": "<|im_end|>", "pad": "<|endoftext|>",
-    },
-    "llama-3.2": {
-        "opening": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-        "turn": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "space": "", "end": "<|eot_id|>",
-        "pad": "<|end_of_text|>",
-    },
+FORMATS = {  # opening, turn, space, end and pad of a `Chat`
+    "bpe": ("<|endoftext|>user:", "\nassistant:", " ", "<|endoftext|>", "<|endoftext|>"),
+    "smollm2": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>", "<|endoftext|>"),
+    "llama-3.2": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "", "<|eot_id|>", "<|end_of_text|>",
+    ),
 }  # fmt: skip
 
 
@@ -237,11 +230,7 @@ class Chat:
     def survivor(self, asked: str) -> Callable[[list[int]], bool]:
         """Tells of a suffix whether what a user sees of it, behind a question, is encoded as the same tokens again."""
         begin = self.encode(self.space + asked)
-
-        def survives(suffix: list[int]) -> bool:
-            return self.encode(self.decode(begin + suffix)) == begin + suffix
-
-        return survives
+        return lambda suffix: self.encode(self.decode(begin + suffix)) == begin + suffix
 
     def tokens(self, every: list[Dialogue], length: int) -> NDArray[np.uint16]:
         """Dialogues one a row, (n, length), filled up with the pad; an error where one is longer."""
@@ -262,8 +251,7 @@ class Chat:
 
     def printable(self) -> list[int]:
         """Tokens that are visible ASCII text, in order, without marks."""
-        every = range(self.tokenizer.get_vocab_size())
-        shown = {i: self.decode([i]) for i in every}
+        shown = {i: self.decode([i]) for i in range(self.tokenizer.get_vocab_size())}
         return [i for i, text in shown.items() if text.strip() and text.isascii() and text.isprintable()]
 
     def words(self) -> list[int]:
@@ -277,7 +265,7 @@ def chat(name: str, tokenizer: Tokenizer) -> Chat:
 
     One of our own (``bpe``), which knows no dialogues, gets lines that begin with who speaks.
     """
-    return Chat(tokenizer, **FORMATS[name])
+    return Chat(tokenizer, *FORMATS[name])
 
 
 @lru_cache(maxsize=1)

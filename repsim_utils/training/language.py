@@ -17,6 +17,7 @@ from tqdm import tqdm
 from repsim_utils.models.device import training_device
 from repsim_utils.models.language import GPT
 
+Counts = Callable[[Tensor], Tensor]
 # A batch goes through the model in parts, whose gradients add up: of so many windows, fewer if logits are many.
 AT_ONCE, LOGITS_AT_ONCE = 64, 2**30
 VERSION = 1  # raised when the same recipe and seed give another model
@@ -57,9 +58,6 @@ class Stream(NamedTuple):
 
     tokens: NDArray[Any]
     chunks: NDArray[np.int64]
-
-
-Counts = Callable[[Tensor], Tensor]
 
 
 class History(NamedTuple):
