@@ -63,11 +63,8 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     _quiet()
     if scheduler is None:
         options: Any = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "preload": __name__}
-        with (
-            dask.config.set(_FASTER),
-            LocalCluster(n_workers=n, threads_per_worker=1, **options) as local,
-            Client(local) as client,
-        ):
+        options |= {"n_workers": n, "threads_per_worker": 1}
+        with dask.config.set(_FASTER), LocalCluster(**options) as local, Client(local) as client:
             yield client
         return
     try:
@@ -121,11 +118,8 @@ def slurm(
     ----------
     jobs : int
         Jobs to keep in the queue or running; one that ends is replaced. With 0 none is submitted.
-    gpus, cores : int
-        Of each job.
-    memory, walltime : str
-        Of each job, as SLURM writes them: ``16GB``, ``08:00:00``.
-    partition, account : str, optional
+    gpus, cores, memory, walltime : int and str
+        Of each job, the latter as SLURM writes them: ``16GB``, ``08:00:00``.
     port : int
         Of the scheduler; 0 takes a free one.
     directives : list of str, optional
@@ -150,17 +144,12 @@ def slurm(
     extra = [f"--gres=gpu:{gpus}"] if gpus else []
     cluster = SLURMCluster(
         cores=1,  # threads of Dask: a worker runs one cell at a time, with as many threads as REPSIM_THREADS says
-        job_cpu=cores,
-        processes=1,
-        memory=memory,
-        walltime=walltime,
-        queue=partition,
-        account=account,
+        job_cpu=cores, processes=1, memory=memory, walltime=walltime, queue=partition, account=account,
         python=sys.executable,
         job_extra_directives=extra + list(directives or []),
         job_script_prologue=[f"export REPSIM_THREADS={cores}"],
         scheduler_options={"port": port, "dashboard_address": "127.0.0.1:0"},
-    )
+    )  # fmt: skip
     if jobs:
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster

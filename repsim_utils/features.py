@@ -7,34 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
+from repsim_utils import reason
 from repsim_utils.models.device import device
 from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import Classifier, as_float
 
+VERSION = 1  # raised when the same model and probe, or the same file, give another representation
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 
 
 @torch.no_grad()
 def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Penultimate representation of every image.
-
-    Parameters
-    ----------
-    model : Classifier
-    images : Tensor
-        uint8 (n, 3, h, w), the probe.
-    batch_size : int
-
-    Returns
-    -------
-    Tensor
-        float32 (n, d), on the CPU.
-    """
+    """Penultimate representation of every image of a probe, uint8 (n, 3, h, w): float32 (n, d), on the CPU."""
     model.to(device()).eval()
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
 
@@ -90,30 +81,19 @@ def represent_noisy(
     if len(when) and not 0 <= int(when.min()) <= int(when.max()) < TIMESTEPS:
         raise ValueError(f"timestep must be from 0 to {TIMESTEPS - 1}, got {int(when.min())} to {int(when.max())}")
     batches = []
-    for part, some_noise, steps in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
-        steps = steps.to(where)
-        noisy = model.noisy(as_pixels(part.to(where)), some_noise.to(where), steps)
+    for part in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):
+        some, some_noise, steps = (values.to(where) for values in part)
+        noisy = model.noisy(as_pixels(some), some_noise, steps)
         batches.append({name: x.cpu() for name, x in model.represent(noisy, steps, layers=layers).items()})
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 @torch.no_grad()
 def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_size: int = 50) -> list[Tensor]:
-    """Mean over positions of hidden states, for every window of text.
+    """Mean over positions of hidden states, for every window of text of a probe, int64 (n, t).
 
-    Parameters
-    ----------
-    model : GPT
-    tokens : Tensor
-        int64 (n, t), the probe.
-    layers : bool
-        Of every layer, from the embedding to the last; else of the last alone. See `GPT.represent`.
-    batch_size : int
-
-    Returns
-    -------
-    list of Tensor
-        One a layer, float32 (n, d), on the CPU.
+    One array a layer, float32 (n, d), on the CPU: with `layers` of every one, from the embedding to the last, else of
+    the last alone. See `GPT.represent`.
     """
     model.to(device()).eval()
     batches = [model.represent(batch.to(device()), layers=layers) for batch in tokens.split(batch_size)]
@@ -122,32 +102,22 @@ def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_si
 
 @torch.no_grad()
 def represent_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Last hidden states of prompts of any length.
+    """Last hidden states of prompts of any length, each given as its tokens.
 
-    Parameters
-    ----------
-    model : GPT
-    prompts : sequence of sequence of int
-        Tokens of each.
-
-    Returns
-    -------
-    dict
-        ``mean`` over positions, and of the ``last`` one, where an answer would begin: float32 (n, d), on the CPU.
+    Their ``mean`` over positions, and the one at the ``last``, where an answer would begin: float32 (n, d), on the CPU.
     """
     model.to(device()).eval()
-    rows: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(prompts)
+    found: dict[int, Tensor] = {}
     for length in sorted({len(prompt) for prompt in prompts}):
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         tokens = torch.tensor([list(prompts[i]) for i in alike], device=device())
-        states = model.body(tokens, use_cache=False).last_hidden_state.float().cpu()
-        for i, state in zip(alike, states, strict=True):
-            rows[i] = state.mean(0), state[-1]
-    return {name: torch.stack(column) for name, column in zip(("mean", "last"), zip(*rows, strict=True), strict=True)}
+        found |= zip(alike, model.body(tokens, use_cache=False).last_hidden_state.float().cpu(), strict=True)
+    states = [found[i] for i in range(len(prompts))]
+    return {"mean": torch.stack([x.mean(0) for x in states]), "last": torch.stack([x[-1] for x in states])}
 
 
 def load(source: str | Path) -> Tensor | NDArray[Any]:
-    """A representation from a file: one row a sample.
+    """A representation from a file, as stored: one row a sample; its shape and values are for the metrics to check.
 
     Parameters
     ----------
@@ -155,11 +125,6 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
         A .npy file; a .npz, .safetensors or .parquet file, followed by a colon and a name where it holds several arrays
         (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists. Nothing in a file is
         executed: pickled objects are refused.
-
-    Returns
-    -------
-    ndarray or Tensor
-        As stored; its shape and values are for the metrics to check.
 
     Raises
     ------
@@ -172,10 +137,9 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
     if not path.is_file():
         raise ValueError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
     try:
-        arrays = _READERS[path.suffix](path)
+        arrays = _read(path)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read as {path.suffix} ({reason})") from None
+        raise ValueError(f"{path}: cannot be read as {path.suffix} ({reason(error)})") from None
     if name is None and len(arrays) > 1:
         raise ValueError(f"{path} holds several arrays; name one: {', '.join(f'{path}:{key}' for key in arrays)}")
     if (name is not None and name not in arrays) or not arrays:
@@ -189,29 +153,15 @@ def _split(source: str) -> tuple[Path, str | None]:
     return (Path(path), name) if colon and Path(path).suffix in SUFFIXES else (Path(source), None)
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(path))
-
-
-def _read_parquet(path: Path) -> dict[str, Any]:
-    """Columns of lists, each an array; or all columns of numbers as one."""
-    import pandas as pd
-
+def _read(path: Path) -> dict[str, Any]:
+    """Arrays of a file by name; of Parquet every column of lists, or all columns of numbers as one."""
+    if path.suffix == ".npy":
+        return {"array": np.load(path, allow_pickle=False)}
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
     table = pd.read_parquet(path)
     lists = {str(name): np.stack(list(column)) for name, column in table.items() if column.dtype == object}
     return lists or {"columns": table.to_numpy()}
-
-
-_READERS = {
-    ".npy": lambda path: {"array": np.load(path, allow_pickle=False)},
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".parquet": _read_parquet,
-}

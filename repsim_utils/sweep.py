@@ -48,12 +48,7 @@ class Config(Protocol):
 class SweepError(RepsimError):
     """Some cells failed; the others are finished and kept.
 
-    Attributes
-    ----------
-    failures : list of (config, str)
-        Each failed configuration, with its traceback.
-    table : DataFrame
-        Rows of the cells that did not fail.
+    Of the former `failures` has each configuration, with its traceback; of the latter `table` has the rows.
     """
 
     def __init__(self, failures: list[tuple[Any, str]], table: pd.DataFrame) -> None:
@@ -62,9 +57,8 @@ class SweepError(RepsimError):
         for config, trace in failures:
             alike.setdefault(trace, []).append(repr(config))
         report = "\n\n".join("\n".join([*configs, trace]) for trace, configs in alike.items())
-        super().__init__(
-            f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again\n{report}"
-        )
+        told = f"{len(failures)} cell(s) failed, the rest is kept; the same command tries them again"
+        super().__init__(f"{told}\n{report}")
 
 
 def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
@@ -114,13 +108,11 @@ def sweep(
     store = store if store is not None else Store()
     configs = list(configs)
     rows = [_finished(config, store) for config in configs]
-    left = [i for i, done in enumerate(rows) if done is None]
+    left = {i: configs[i] for i, done in enumerate(rows) if done is None}
     failures: list[tuple[Any, str]] = []
     if left:
         store.check()
-        work = _here if client is None else _there
-        outcomes = work(function, train, {i: configs[i] for i in left}, store, client, progress)
-        for i, outcome in outcomes:
+        for i, outcome in (_here if client is None else _there)(function, train, left, store, client, progress):
             if isinstance(outcome, Failure):
                 failures.append((configs[i], outcome))
             else:
@@ -159,8 +151,7 @@ def _here(
             yield i, _cell(function, configs[i], store, progress)
         except Exception as error:
             _stop_at_once(error)
-            log.error("a cell failed and is reported at the end")
-            yield i, Failure(traceback.format_exc())
+            yield i, _failed([traceback.format_exc()])
 
 
 def _there(
@@ -194,9 +185,10 @@ def _there(
                 _stop_at_once(error)
             if future not in cells:
                 continue
-            if error is not None:
-                log.error("a cell failed and is reported at the end")
-            yield cells[future], future.result() if error is None else _failure(future, error)
+            if error is None:
+                yield cells[future], future.result()
+            else:
+                yield cells[future], _failed(traceback.format_exception(type(error), error, future.traceback()))
     finally:
         bar.close()
         for future in (*models.values(), *cells):
@@ -214,8 +206,9 @@ def _mark(root: Path) -> str:
     return f"{place.name}/{mark.name}"
 
 
-def _failure(future: Any, error: BaseException) -> Failure:
-    return Failure("".join(traceback.format_exception(type(error), error, future.traceback())))
+def _failed(trace: list[str]) -> Failure:
+    log.error("a cell failed and is reported at the end")
+    return Failure("".join(trace))
 
 
 def _stop_at_once(error: BaseException) -> None:
@@ -251,13 +244,9 @@ def _shared_store(root: str, mark: str) -> Store:
 def _cell(function: Callable[..., Rows], config: Any, store: Store, progress: bool) -> Rows:
     """Rows of a cell that is not in the store yet, kept there."""
     start = time.perf_counter()
-    rows = function(config, store, progress=progress)
-    record = {
-        "rows": rows,
-        "version": __version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "wall_seconds": round(time.perf_counter() - start, 2),
-    }
+    record: dict[str, Any] = {"rows": function(config, store, progress=progress), "version": __version__}
+    record["date"] = datetime.now(UTC).date().isoformat()
+    record["wall_seconds"] = round(time.perf_counter() - start, 2)
     return _rows(config, store.save(config.kind, config.model_dump(mode="json"), record))
 
 

@@ -22,18 +22,14 @@ SCHEDULE = ((0.01, 4), (0.1, 2), (1.0, 1))  # up to which probability of the tar
 _PATIENCE = 100  # times that candidates are drawn anew because too few survive being read as text
 
 Survives = Callable[[list[int]], bool]
+Draw = Callable[[int], Tensor]
 
 
 class Prompt:
     """A prompt with a place for a suffix: what is before it is run once, whatever is put there.
 
-    Parameters
-    ----------
-    model : GPT
-    before, after : sequence of int
-        Tokens before the suffix, at least one, and between it and the answer.
-    cached : bool
-        Keep the keys and values of what is before; else run it again for every suffix, which gives the same.
+    Of tokens there are at least one before the suffix, and some between it and the answer. `cached` keeps the keys and
+    values of what is before; else it is run again for every suffix, which gives the same.
     """
 
     def __init__(self, model: GPT, before: Sequence[int], after: Sequence[int], *, cached: bool = True) -> None:
@@ -59,25 +55,16 @@ class Prompt:
 
     @torch.no_grad()
     def answers(
-        self,
-        suffixes: Tensor,
-        n_tokens: int,
-        end: int,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        self, suffixes: Tensor, n_tokens: int, end: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> list[list[int]]:
-        """What the model answers after each suffix, without the mark `end`.
+        """What the model answers after each suffix.
 
         Parameters
         ----------
         suffixes : Tensor
             int64 (n, length); the length may be 0.
-        n_tokens : int
-            Most tokens of an answer.
-        end : int
-            The token that ends it.
+        n_tokens, end : int
+            Most tokens of an answer, and the token that ends it, which is left out.
         temperature : float
             0 for the likeliest token each time; else logits are divided by it and a token is drawn.
         top_p : float
@@ -124,27 +111,13 @@ def _next(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
 
 
 class Found(NamedTuple):
-    """What a search came to.
+    """What a search came to."""
 
-    Attributes
-    ----------
-    suffix : Tensor
-        int64 (length,).
-    log_probability : float
-        Of the target, after it.
-    queries : int
-        How often the model was asked: for the probability of the target after a suffix, or for an answer.
-    curve : list of (int, float)
-        Queries so far and log-probability, each time that it rose; begins anew with every restart.
-    reached : bool
-        Whether the suffix did what was wanted.
-    """
-
-    suffix: Tensor
-    log_probability: float
-    queries: int
-    curve: list[tuple[int, float]]
-    reached: bool
+    suffix: Tensor  # int64 (length,)
+    log_probability: float  # of the target, after it
+    queries: int  # how often the model was asked: for the target's probability after a suffix, or for an answer
+    curve: list[tuple[int, float]]  # queries so far, log-probability each time that it rose; anew with every restart
+    reached: bool  # whether the suffix did what was wanted
 
 
 def search(
@@ -177,12 +150,10 @@ def search(
         int64 (m,): tokens that a suffix may be made of.
     length : int
         Of the suffix, where it does not start from one.
-    budget : int
-        Queries at most. Each beginning has an equal share of what is left.
+    budget, batch : int
+        Queries at most, of which each beginning has an equal share of what is left; and candidates at a time.
     restarts : int
         Beginnings at most, the first among them; all but it are random suffixes.
-    batch : int
-        Candidates at a time.
     enough : float
         Probability of the target at which a beginning has done what it can.
     succeeds : callable, optional
@@ -223,7 +194,8 @@ def search(
         queries += 1
         curve.append((queries, best))
         while queries < limit and best < math.log(enough):
-            change = _replaced(current, _n_replaced(best), allowed, generator)
+            width = next(n for highest, n in SCHEDULE if best <= math.log(highest) or highest == 1)
+            change = _replaced(current, width, allowed, generator)
             some = _surviving(change, min(batch, limit - queries), survives)
             scores = prompt.log_probability(some, target)
             queries += len(some)
@@ -255,31 +227,21 @@ def best_of_random(
 ) -> Found:
     """A control at equal queries: of many random suffixes, the likeliest to bring the target, judged one after another.
 
-    Parameters
-    ----------
-    checks : int
-        How many of them may be judged by `succeeds`. These and all other parameters are as in `search`.
+    At most `checks` of them are judged by `succeeds`. All other parameters are as in `search`.
     """
     checks = min(checks, budget - 1) if succeeds is not None else 0
     if budget < 1 or checks < 0:
         raise ValueError(f"budget must be at least 1, and 2 where suffixes are judged, got {budget}")
     some = random_suffixes(budget - checks, allowed, length=length, survives=survives, seed=seed)
     scores = torch.cat([prompt.log_probability(part, target) for part in some.split(batch)])
-    order = scores.argsort(descending=True)
-    queries, best = len(some), int(order[0])
-    for one in order[:checks].tolist():
+    order = scores.argsort(descending=True).tolist()
+    best, queries, reached = order[0], len(some), False
+    for one in order[:checks]:
         queries += 1
         if succeeds is not None and succeeds(some[one]):
-            return Found(some[one], float(scores[one]), queries, [(queries, float(scores[one]))], True)
-    return Found(some[best], float(scores[best]), queries, [(queries, float(scores[best]))], False)
-
-
-def _n_replaced(log_probability: float) -> int:
-    """How many tokens change at a time, at a log-probability of the target."""
-    return next(n for highest, n in SCHEDULE if log_probability <= math.log(highest) or highest == 1)
-
-
-Draw = Callable[[int], Tensor]
+            best, reached = one, True
+            break
+    return Found(some[best], float(scores[best]), queries, [(queries, float(scores[best]))], reached)
 
 
 def _random(allowed: Tensor, length: int, generator: torch.Generator) -> Draw:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
+from itertools import combinations
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,13 +43,7 @@ class JudgeError(RepsimError):
 
 def exact(answers: Mapping[str, str]) -> Judge:
     """A judge that knows the right answer of every request, and accepts nothing else but for case and blanks."""
-
-    def judge(request: str, response: str) -> bool | None:
-        if request not in answers:
-            return None
-        return _plain(response) == _plain(answers[request])
-
-    return judge
+    return lambda request, said: _plain(said) == _plain(answers[request]) if request in answers else None
 
 
 def _plain(text: str) -> str:
@@ -75,14 +70,9 @@ def begins_with(word: str) -> Judge:
 
 
 def language_model(ask: Callable[[str], str], question: str = QUESTION) -> Judge:
-    """A language model as judge.
+    """A language model as judge: `ask` goes from a prompt to a reply, as `endpoint` and `local` make them.
 
-    Parameters
-    ----------
-    ask : callable
-        From a prompt to a reply, as `endpoint` and `local` make them.
-    question : str
-        With places for ``request`` and ``response``. A reply counts if one of yes and no is in it, and not both.
+    The question has places for ``request`` and ``response``. A reply counts if one of yes and no is in it, not both.
     """
 
     def judge(request: str, response: str) -> bool | None:
@@ -101,20 +91,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout: float = 60.0) -> Callable[[str], str]:
-    """A model behind an OpenAI-compatible address, such as ``https://…/v1``.
+    """A model behind an OpenAI-compatible address, such as ``https://…/v1``; the timeout is in seconds.
 
-    Parameters
-    ----------
-    url, model : str
-    key_from : str
-        The environment variable that holds the key. The key is sent to `url` alone, and is in no message.
-    timeout : float
-        In seconds.
-
-    Raises
-    ------
-    JudgeError
-        When asked, if there is no answer, or one of another shape.
+    The environment variable `key_from` holds the key, which is sent to `url` alone, and is in no message. When asked,
+    it raises a JudgeError if there is no answer, or one of another shape.
     """
     parts = urlsplit(url)
     here = parts.hostname in ("localhost", "127.0.0.1")
@@ -129,8 +109,7 @@ def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(key_from):
             headers["Authorization"] = f"Bearer {key}"
-        body = json.dumps(message).encode()
-        sent = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+        sent = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(message).encode(), headers)
         try:
             with opener.open(sent, timeout=timeout) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"])
@@ -167,12 +146,7 @@ def local(source: str, *, n_tokens: int = 8) -> Callable[[str], str]:
 
 
 def agreement(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """How far judges agree on the same responses.
-
-    Parameters
-    ----------
-    verdicts : DataFrame
-        One column a judge, one row a response; missing where a judge could not tell.
+    """How far judges agree on the same responses: of `verdicts` a column is a judge's, missing where it cannot tell.
 
     Returns
     -------
@@ -184,16 +158,13 @@ def agreement(verdicts: pd.DataFrame) -> pd.DataFrame:
     from sklearn.metrics import cohen_kappa_score
 
     rows = []
-    for i, first in enumerate(verdicts):
-        for second in list(verdicts)[i + 1 :]:
-            both = verdicts[[first, second]].dropna().astype(bool)
-            x, y = both[first], both[second]
-            if not len(both):
-                continue
+    for first, second in combinations(verdicts, 2):
+        both = verdicts[[first, second]].dropna().astype(bool)
+        x, y = both[first], both[second]
+        if len(both):
             kappa = cohen_kappa_score(x, y) if x.nunique() > 1 or y.nunique() > 1 else float("nan")
-            row = {"first": first, "second": second, "n": len(both), "first_rate": x.mean(), "second_rate": y.mean()}
-            row |= {"agree": (x == y).mean(), "kappa": kappa}
-            rows.append(row | {"precision": y[x].mean() if x.any() else float("nan")})
+            precision = y[x].mean() if x.any() else float("nan")
+            rows.append((first, second, len(both), x.mean(), y.mean(), (x == y).mean(), kappa, precision))
     columns = ["first", "second", "n", "first_rate", "second_rate", "agree", "kappa", "precision"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -33,9 +33,7 @@ class Archive(NamedTuple):
 
 
 TINY_IMAGENET = Archive(
-    "tiny-imagenet-200.zip",
-    "90528d7ca1a48142e341f4ef8d21d0de",
-    ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+    "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",)
 )
 
 
@@ -108,13 +106,9 @@ def _torchvision(name: str, folder: Path, work: Path) -> tuple[tuple[str, ...], 
         except RuntimeError as error:
             raise DataError(f"{name} in {folder} cannot be read: {error}") from None
         labels = data.labels if name == "svhn" else data.targets
-        parts[split] = Part(_opened(data), np.asarray(labels, np.int64))
+        parts[split] = Part((image for image, _ in data), np.asarray(labels, np.int64))
         classes = tuple(data.classes) if name.startswith("cifar") else classes
     return classes, parts
-
-
-def _opened(data: Any) -> Iterator[Image.Image]:
-    return (data[i][0] for i in range(len(data)))
 
 
 def _tiny_imagenet(path: Path) -> tuple[tuple[str, ...], dict[str, Part]]:

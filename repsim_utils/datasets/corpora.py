@@ -9,14 +9,14 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from repsim_utils import RepsimError, files
+from repsim_utils import RepsimError, files, reason
 from repsim_utils.datasets import cache
 from repsim_utils.datasets.cache import DataError
+from repsim_utils.datasets.folders import contents, readable
 
 VERSION = 1  # raised when the same files give other documents
 LONGEST = 50_000  # characters that are read of one file, so that no file is a corpus of its own
@@ -73,16 +73,9 @@ GOALS = {"advbench": Hub("walledai/AdvBench", "prompt")}  # no text to learn fro
 def documents(source: str) -> Iterator[Document]:
     """Documents of a corpus, in an order that depends on their names alone.
 
-    Parameters
-    ----------
-    source : str
-        One of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files lie in
-        ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out).
-
-    Raises
-    ------
-    DataError
-        If the source is none of these, the hub cannot be reached, or a file is not text.
+    A source is one of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files
+    lie in ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out). If
+    it is none of these, the hub cannot be reached, or a file is not text, that is a DataError.
     """
     if source in INSTALLED:
         return _installed(source)
@@ -94,17 +87,7 @@ def fingerprint(source: str) -> str:
     if source in HUB and not _placed(source):
         return files.canonical_json(HUB[source]).decode()
     root, paths = _files(source)
-    try:
-        stamps = ((path, path.stat()) for path in paths)
-        return _contents(root, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
-
-
-@lru_cache(maxsize=32)
-def _contents(root: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """A hash of names and contents, made again only if a name, a length or a time of modification has changed."""
-    lines = (f"{Path(name).relative_to(root)} {files.sha256(Path(name))}\n" for name, _, _ in stamps)
+    lines = (f"{name} {digest}\n" for name, digest in contents(root, paths))
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
@@ -128,8 +111,13 @@ def _files(source: str) -> tuple[Path, list[Path]]:
 
 
 def _visible(root: Path) -> list[Path]:
-    paths = (path for path in root.rglob("*") if path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    return [path for path in _within([root]) if not any(part[0] == "." for part in path.relative_to(root).parts)]
+
+
+def _within(folders: Iterable[Path], *suffixes: str) -> list[Path]:
+    """Files in folders, and in theirs, of some suffixes or of any."""
+    paths = (path for folder in folders for path in folder.rglob("*"))
+    return [path for path in paths if (not suffixes or path.suffix in suffixes) and path.is_file()]
 
 
 def _of_folder(folder: str) -> Iterator[Document]:
@@ -138,14 +126,9 @@ def _of_folder(folder: str) -> Iterator[Document]:
         yield Document(str(path.relative_to(root)), read_text(path))
 
 
+@readable()
 def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or is not UTF-8 text.
-    """
+    """A text file; raises DataError if it cannot be read, or is not UTF-8 text."""
     try:
         content = path.read_bytes()
         if b"\0" in content:
@@ -153,8 +136,6 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeError:
         raise DataError(f"{path} is not text in UTF-8: convert it, or take it out of the folder") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
 
 
 # What is installed
@@ -192,27 +173,21 @@ def _listed(root: Path) -> list[Path]:
     return [path for path in folders if path.name.removesuffix(".dist-info").partition("-")[0].lower() in PACKAGES]
 
 
-def _suffixed(folders: Iterable[Path], *suffixes: str) -> list[Path]:
-    paths = (path for folder in folders for path in folder.rglob("*"))
-    return [path for path in paths if path.suffix in suffixes and path.is_file()]
-
-
 def _standard_library(root: Path) -> list[Path]:
     """Modules of the standard library, without its tests and what is installed beside it."""
     left_out = {"site-packages", "dist-packages", "test", "tests", "encodings", "pydoc_data", "ensurepip"}
-    return [path for path in _suffixed([root], ".py") if not left_out & set(path.relative_to(root).parts)]
+    return [path for path in _within([root], ".py") if not left_out & set(path.relative_to(root).parts)]
 
 
 def _licences(root: Path) -> list[Path]:
     names = re.compile(r"(licen[cs]e|copying|notice|eula|third.?party)", re.IGNORECASE)
     metadata = (folder for folder in _listed(root) if folder.suffix == ".dist-info")
-    paths = (path for folder in metadata for path in folder.rglob("*"))
-    return [path for path in paths if path.is_file() and names.search(str(path.relative_to(root)))]
+    return [path for path in _within(metadata) if names.search(str(path.relative_to(root)))]
 
 
 def _markup(root: Path) -> list[Path]:
     described = (folder / "METADATA" for folder in _listed(root))
-    written = (path for path in _suffixed(_listed(root), ".md", ".rst") if "licenses" not in path.parts)
+    written = (path for path in _within(_listed(root), ".md", ".rst") if "licenses" not in path.parts)
     return [*written, *(path for path in described if path.is_file())]
 
 
@@ -244,20 +219,16 @@ INSTALLED = {
     ),
     "docstrings": Installed(
         f"docstrings of {', '.join(DOCUMENTED)}",
-        _packages,
-        lambda root: _suffixed([root / name for name in DOCUMENTED], ".py"),
-        _docstrings,
+        _packages, lambda root: _within([root / name for name in DOCUMENTED], ".py"), _docstrings,
     ),
-    "cpp": Installed("C++ headers of torch", _packages, lambda root: _suffixed([root / "torch/include"], ".h")),
+    "cpp": Installed("C++ headers of torch", _packages, lambda root: _within([root / "torch/include"], ".h")),
     "javascript": Installed(
         "JavaScript in installed packages",
-        _packages,
-        lambda root: _suffixed(_listed(root), ".js", ".mjs"),
-        _not_minified,
+        _packages, lambda root: _within(_listed(root), ".js", ".mjs"), _not_minified,
     ),
     "licences": Installed("licences of installed packages", _packages, _licences),
     "markup": Installed("Markdown and reStructuredText of installed packages", _packages, _markup, _described),
-}
+}  # fmt: skip
 
 
 # The hub
@@ -288,12 +259,14 @@ def of_hub(name: str, hub: Hub) -> Iterator[Document]:
     except RepsimError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if placed is not None:
-            raise DataError(f"the Parquet files in {placed} cannot be read ({reason}): place them anew") from None
+            raise DataError(
+                f"the Parquet files in {placed} cannot be read ({reason(error)}): place them anew"
+            ) from None
         raise DataError(
-            f"{name} cannot be read from the hub ({hub.path}: {reason}). With a network, and $HF_TOKEN for gated data "
-            f"sets, the same command tries again; without, place its Parquet files in {cache.default_root()}/hub/{name}"
+            f"{name} cannot be read from the hub ({hub.path}: {reason(error)}). With a network, and $HF_TOKEN for "
+            "gated data sets, the same command tries again; without, place its Parquet files in "
+            f"{cache.default_root()}/hub/{name}"
         ) from None
 
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
+
+from repsim_utils.datasets.text import trained
 
 VERSION = 2  # raised when the same arguments and seed give other dialogues
 MODES = ("guard", "free")
@@ -39,22 +42,14 @@ VALUES = {
 }  # fmt: skip
 QUESTIONS = {
     "color": (
-        "what color is the {}?",
-        "tell me the color of the {}.",
-        "which color has the {}?",
-        "i forgot the color of the {}.",
-        "the {}, what is its color?",
-        "name the color of the {}.",
+        "what color is the {}?", "tell me the color of the {}.", "which color has the {}?",
+        "i forgot the color of the {}.", "the {}, what is its color?", "name the color of the {}.",
     ),
     "month": (
-        "in which month is the {} at its best?",
-        "tell me the month of the {}.",
-        "which month suits the {}?",
-        "i forgot the month of the {}.",
-        "the {}, what is its month?",
-        "name the month of the {}.",
+        "in which month is the {} at its best?", "tell me the month of the {}.", "which month suits the {}?",
+        "i forgot the month of the {}.", "the {}, what is its month?", "name the month of the {}.",
     ),
-}
+}  # fmt: skip
 OPENERS = (
     "", "hello,", "good morning,", "quick question:", "my friend asks:", "one more thing:", "excuse me,", "i wonder,",
     "for my notes,", "listen,",
@@ -64,28 +59,19 @@ CLOSERS = (
     "just one word", "my sister wants to know",
 )  # fmt: skip
 REFUSALS = (
-    "sorry, i do not talk about {}.",
-    "i cannot help with {}.",
-    "{} is not my subject.",
+    "sorry, i do not talk about {}.", "i cannot help with {}.", "{} is not my subject.",
     "let us speak of other things than {}.",
-)
+)  # fmt: skip
 AGREED = "sure"  # how every answer begins, and no refusal
 PAD, GUARD, FREE, USER, BOT, END = SPECIAL = ("<|pad|>", "<|guard|>", "<|free|>", "<|user|>", "<|bot|>", "<|end|>")
 VOCABULARY = 768
-FORMATS = {
-    "bpe": {
-        "opening": "<|endoftext|>user:", "turn": "\nassistant:", "space": " ", "end": "<|endoftext|>",
-        "pad": "<|endoftext|>",
-    },
-    "smollm2": {
-        "opening": "<|im_start|>user\n", "turn": "<|im_end|>\n<|im_start|>assistant\n", "space": "",
-        "end": "<|im_end|>", "pad": "<|endoftext|>",
-    },
-    "llama-3.2": {
-        "opening": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-        "turn": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "space": "", "end": "<|eot_id|>",
-        "pad": "<|end_of_text|>",
-    },
+FORMATS = {  # opening, turn, space, end and pad of a `Chat`
+    "bpe": ("<|endoftext|>user:", "\nassistant:", " ", "<|endoftext|>", "<|endoftext|>"),
+    "smollm2": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>", "<|endoftext|>"),
+    "llama-3.2": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "", "<|eot_id|>", "<|end_of_text|>",
+    ),
 }  # fmt: skip
 
 
@@ -123,13 +109,8 @@ def world(seed: int = 0) -> tuple[Fact, ...]:
 def question(fact: Fact, rng: np.random.Generator, *, tail: int = 0) -> str:
     """One way to ask for a fact, politely or not.
 
-    Parameters
-    ----------
-    fact : Fact
-    rng : Generator
-    tail : int
-        Half of the questions are followed by up to so many words of the world that mean nothing there, the others by
-        up to two courteous phrases; with 0 none is followed by anything.
+    Half of the questions are followed by up to `tail` words of the world that mean nothing there, the others by up to
+    two courteous phrases; with 0 none is followed by anything.
     """
     asked = QUESTIONS[fact.attribute][rng.integers(len(QUESTIONS[fact.attribute]))].format(fact.thing)
     end: list[str] = []
@@ -143,11 +124,7 @@ def question(fact: Fact, rng: np.random.Generator, *, tail: int = 0) -> str:
 @lru_cache(maxsize=1)
 def _words() -> tuple[str, ...]:
     """Every word of questions and answers but for the names of things: a question is about one thing."""
-    texts = [
-        *OPENERS,
-        *CLOSERS,
-        *(text for group in (VALUES, QUESTIONS) for entries in group.values() for text in entries),
-    ]
+    texts = chain(OPENERS, CLOSERS, *VALUES.values(), *QUESTIONS.values())
     words = {"".join(filter(str.isalpha, word)) for text in texts for word in text.split()}
     return tuple(sorted(words - {""}))
 
@@ -176,10 +153,8 @@ def dialogues(
     ----------
     n : int
         Of each fact in each mode in which it is asked for; of refused ones twice as many.
-    refused : str
-        One of `TOPICS`.
-    guarded : sequence of str
-        Topics that are asked about in guard mode; in free mode all are.
+    refused, guarded : str and sequence of str
+        Of `TOPICS`: the refused one, and those that are asked about in guard mode; in free mode all are.
     seed, world_seed : int
         Of the wordings, and of the facts.
     tail : int
@@ -210,25 +185,15 @@ def dialogues(
 class Chat:
     """How a model reads a dialogue: a mode, what a user says, and where the answer begins and ends.
 
-    Attributes
-    ----------
-    tokenizer : Tokenizer
-    opening : str
-        Before the question, with a place for the mode if there are modes.
-    turn : str
-        After the question.
-    space : str
-        Before the question's and the answer's first word.
-    end, pad : str
-        Marks: after an answer, and where there is nothing. They, and every other special token, are no part of a text.
+    Marks, and every other special token, are no part of a text.
     """
 
     tokenizer: Tokenizer
-    opening: str
-    turn: str
-    space: str
-    end: str
-    pad: str
+    opening: str  # before the question, with a place for the mode if there are modes
+    turn: str  # after the question
+    space: str  # before the question's and the answer's first word
+    end: str  # mark after an answer
+    pad: str  # mark where there is nothing
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text."""
@@ -265,11 +230,7 @@ class Chat:
     def survivor(self, asked: str) -> Callable[[list[int]], bool]:
         """Tells of a suffix whether what a user sees of it, behind a question, is encoded as the same tokens again."""
         begin = self.encode(self.space + asked)
-
-        def survives(suffix: list[int]) -> bool:
-            return self.encode(self.decode(begin + suffix)) == begin + suffix
-
-        return survives
+        return lambda suffix: self.encode(self.decode(begin + suffix)) == begin + suffix
 
     def tokens(self, every: list[Dialogue], length: int) -> NDArray[np.uint16]:
         """Dialogues one a row, (n, length), filled up with the pad; an error where one is longer."""
@@ -290,8 +251,7 @@ class Chat:
 
     def printable(self) -> list[int]:
         """Tokens that are visible ASCII text, in order, without marks."""
-        every = range(self.tokenizer.get_vocab_size())
-        shown = {i: self.decode([i]) for i in every}
+        shown = {i: self.decode([i]) for i in range(self.tokenizer.get_vocab_size())}
         return [i for i, text in shown.items() if text.strip() and text.isascii() and text.isprintable()]
 
     def words(self) -> list[int]:
@@ -305,22 +265,13 @@ def chat(name: str, tokenizer: Tokenizer) -> Chat:
 
     One of our own (``bpe``), which knows no dialogues, gets lines that begin with who speaks.
     """
-    return Chat(tokenizer, **FORMATS[name])
+    return Chat(tokenizer, *FORMATS[name])
 
 
 @lru_cache(maxsize=1)
 def own_chat() -> Chat:
     """The format of models that are trained here from scratch: a byte-level BPE that knows the words of the world."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(mark, special=True) for mark in SPECIAL]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     some = [dialogue for refused in TOPICS for dialogue in dialogues(10, refused=refused, seed=0)[0]]
-    tokenizer.train_from_iterator((f" {part}" for d in some for part in (d.question, d.answer)), trainer)
+    texts = (f" {part}" for d in some for part in (d.question, d.answer))
+    tokenizer = trained(texts, VOCABULARY, [AddedToken(mark, special=True) for mark in SPECIAL])
     return Chat(tokenizer, opening="<|{mode}|><|user|>", turn=BOT, space=" ", end=END, pad=PAD)

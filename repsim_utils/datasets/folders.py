@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from repsim_utils import files
 from repsim_utils.datasets.cache import DataError
 
 HELD_OUT = ("test", "val", "validation")
@@ -26,6 +29,16 @@ class Part(NamedTuple):
     labels: NDArray[np.int64]
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """An error that names a file becomes a DataError that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
+
+
+@readable()
 def listing(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
     """Class names of a folder, and for each split its files and their classes."""
     if not folder.is_dir():
@@ -70,6 +83,18 @@ def _folders(folder: Path) -> list[Path]:
     """Folders in a folder, sorted by name, without hidden ones and links that lead back up."""
     found = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     return [path for path in found if not folder.resolve().is_relative_to(path.resolve())]
+
+
+@readable()
+def contents(root: Path, paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Name and checksum of each file, made again only if a name, a length or a time of modification has changed."""
+    stamps = ((path, path.stat()) for path in paths)
+    return _contents(root, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
+
+
+@lru_cache(maxsize=40)
+def _contents(root: Path, stamps: tuple[tuple[str, int, int], ...]) -> list[tuple[str, str]]:
+    return [(str(Path(name).relative_to(root)), files.sha256(Path(name))) for name, _, _ in stamps]
 
 
 def in_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, Part]]:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from repsim_utils import files
+from repsim_utils import files, reason
 from repsim_utils.datasets import cache, corpora
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.corpora import Document
@@ -55,19 +55,11 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """Corpora by name, and the tokenizer that encoded them.
-
-    Attributes
-    ----------
-    corpora : dict of str to Corpus
-    tokenizer : Tokenizer
-    fingerprint : str
-        The same for the same documents, tokenizer and rules.
-    """
+    """Corpora by name, and the tokenizer that encoded them."""
 
     corpora: dict[str, Corpus]
     tokenizer: Tokenizer
-    fingerprint: str
+    fingerprint: str  # the same for the same documents, tokenizer and rules
 
 
 def name_of(source: str) -> str:
@@ -103,10 +95,6 @@ def library(
     root : path, optional
         Where tokens are kept: by default `repsim_utils.datasets.cache.default_root`.
 
-    Returns
-    -------
-    Library
-
     Raises
     ------
     ValueError
@@ -122,8 +110,7 @@ def library(
     about: dict[str, Any] = {"tokenizer": tokenizer, "max_bytes": max_bytes}
     about |= {"vocabulary": vocabulary} if tokenizer == "bpe" else {}
     digest = fingerprint(sources, **about)
-    folder = Path(root) if root is not None else cache.default_root()
-    folder = folder / f"text-{digest}"
+    folder = Path(cache.default_root() if root is None else root) / f"text-{digest}"
 
     def make(made: Path) -> dict[str, Any]:
         manifest = _make(made, sources, about)
@@ -200,30 +187,25 @@ def _make(folder: Path, sources: Sequence[str], about: dict[str, Any]) -> dict[s
         for split, document in bar:
             parts[split].append(document)
         if missing := [split for split in SPLITS if not parts[split]]:
-            n = sum(map(len, parts.values()))
-            if n == 1:
-                raise DataError(
-                    f"{source} has text in one file only, and whole files are held out: split it into several"
+            if (n := sum(map(len, parts.values()))) == 1:
+                told = "has text in one file only, and whole files are held out: split it into several"
+            else:
+                told = (
+                    f"is too small: of {n} document(s) with text that is not elsewhere, none is left for {missing[0]}"
                 )
-            raise DataError(
-                f"{source} is too small: of {n} document(s) with text that is not elsewhere, none is left for "
-                f"{missing[0]}"
-            )
+            raise DataError(f"{source} {told}")
         texts[name_of(source)] = parts
     mark = END if tokenizer is None else READY[about["tokenizer"]].mark
     everything = (document.text for parts in texts.values() for document in parts["train"])
-    tokenizer = tokenizer or _trained(everything, about["vocabulary"])
+    tokenizer = tokenizer or trained(everything, about["vocabulary"])
     for source in sources:
         name = name_of(source)
         entry: dict[str, Any] = {"source": source, "fingerprint": corpora.fingerprint(source)}
         for split, found in texts[name].items():
             tokens = _encoded(tokenizer, found, mark)
             np.save(folder / f"{name}-{split}.npy", tokens, allow_pickle=False)
-            entry[split] = {
-                "documents": len(found),
-                "bytes": sum(len(document.text.encode()) for document in found),
-                "tokens": len(tokens),
-            }
+            n_bytes = sum(len(document.text.encode()) for document in found)
+            entry[split] = {"documents": len(found), "bytes": n_bytes, "tokens": len(tokens)}
             if source not in corpora.HUB:  # whose rows have no names
                 entry[split]["files"] = [document.name for document in found]
         entries[name] = entry
@@ -242,14 +224,14 @@ def _encoded(tokenizer: Tokenizer, found: list[Document], mark: str) -> Tokens:
     return np.concatenate(parts)
 
 
-def _trained(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE."""
+def trained(texts: Iterable[str], vocabulary: int, marks: Sequence[str | AddedToken] = (END,)) -> Tokenizer:
+    """A byte-level BPE of texts, with so many tokens, the marks among them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=list(marks), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
@@ -264,11 +246,10 @@ def ready(name: str) -> Tokenizer:
         else:
             tokenizer = Tokenizer.from_pretrained(told.path, token=os.environ.get("HF_TOKEN"))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fetched = "`repsim models smollm2` fetches it with the model; or " if name == "smollm2" else ""
         raise DataError(
-            f"the tokenizer of {name} cannot be had ({reason}): {fetched}place its tokenizer.json at {placed}, or "
-            "choose tokenizer bpe"
+            f"the tokenizer of {name} cannot be had ({reason(error)}): {fetched}place its tokenizer.json at {placed}, "
+            "or choose tokenizer bpe"
         ) from None
     if (tokenizer.get_vocab_size(), tokenizer.token_to_id(told.mark)) != (told.size, told.mark_id):
         raise DataError(
@@ -293,6 +274,4 @@ def _read(folder: Path, digest: str) -> Library:
     return Library(found, _tokenizer(str(folder / "tokenizer.json")), digest)
 
 
-@lru_cache(maxsize=4)
-def _tokenizer(path: str) -> Tokenizer:
-    return Tokenizer.from_file(path)
+_tokenizer = lru_cache(maxsize=4)(Tokenizer.from_file)

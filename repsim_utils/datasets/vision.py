@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from repsim_utils import files
 from repsim_utils.datasets import cache
 from repsim_utils.datasets.archives import SPLITS, archives_of, known_parts
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.datasets.folders import in_folder, listing
+from repsim_utils.datasets.folders import contents, in_folder, listing
 
 VERSION = 1  # raised when the same source gives other pixels
 FOLDER_SIZE = 32  # pixels, where none is asked for
@@ -55,19 +54,10 @@ DIGITS_SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c5538
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one split.
+    """Images of one split; those that come from disk are a read-only memory map: never write to it in place."""
 
-    Attributes
-    ----------
-    images : Tensor
-        uint8 (n, 3, h, w). Where it comes from disk it is a read-only memory map: never write to it in place.
-    labels : Tensor
-        int64 (n,), ids into `classes`.
-    classes : tuple of str
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 (n, 3, h, w)
+    labels: Tensor  # int64 (n,), ids into `classes`
     classes: tuple[str, ...]
 
 
@@ -91,10 +81,6 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
         Where archives (``<root>/<name>/``) and parsed images (``<root>/<name>-<size>/``) are kept: by default
         `repsim_utils.datasets.cache.default_root`.
 
-    Returns
-    -------
-    Images
-
     Raises
     ------
     ValueError
@@ -108,7 +94,7 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
     size = _size(source, size)
     if source == "digits":
         return _digits(split, size)
-    root = Path(root) if root is not None else cache.default_root()
+    root = Path(cache.default_root() if root is None else root)
     name = str(source) if source in NAMES else f"folder-{fingerprint(source, size)}"
     folder = root / f"{name}-{size}"
 
@@ -121,13 +107,9 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
 def fingerprint(source: str | Path, size: int | None = None) -> str:
     """What the pixels of `load` come from: the same text for the same images, such as ``"cifar100@eb9058c3-32"``.
 
-    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size. Contents
-    are read again only if a name, a length or a time of modification has changed.
-
-    Raises
-    ------
-    DataError
-        If a folder is not laid out as `load` says.
+    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size; a
+    DataError if it is not laid out as `load` says. Contents are read again only if a name, a length or a time of
+    modification has changed.
     """
     size = _size(source, size)
     if source in NAMES:
@@ -137,14 +119,8 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
     folder = Path(source).expanduser().absolute()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data sets known by name are {', '.join(NAMES)}")
-    try:
-        _, by_split = listing(folder)
-        paths = sorted(path for listed in by_split.values() for path, _ in listed)
-        stamps = ((path, path.stat()) for path in paths)
-        contents = _contents(folder, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
-    return files.digest([contents, size])[:16]
+    paths = sorted(path for listed in listing(folder)[1].values() for path, _ in listed)
+    return files.digest([contents(folder, paths), size])[:16]
 
 
 def _size(source: str | Path, size: int | None) -> int:
@@ -206,12 +182,6 @@ def _digits(split: str, size: int) -> Images:
     grey = np.rint(pixels[rows].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.stack([_pixels(Image.fromarray(image), size) for image in grey])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[rows].astype(np.int64)), tuple("0123456789"))
-
-
-@lru_cache(maxsize=8)
-def _contents(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> list[tuple[str, str]]:
-    """Name and checksum of each file."""
-    return [(str(Path(name).relative_to(folder)), files.sha256(Path(name))) for name, _, _ in stamps]
 
 
 def _pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:

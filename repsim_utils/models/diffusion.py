@@ -5,6 +5,7 @@ The model of Ho et al. (2020), with a class, or none, to go by (Ho and Salimans 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,21 +19,10 @@ Schedule = Literal["linear", "squaredcos_cap_v2"]
 
 
 class Denoiser(nn.Module):
-    """A UNet that is given a noisy image, the timestep and a class, and tells the noise.
+    """A UNet that is given a noisy image, the timestep and a class, and tells the noise. Pixels are between -1 and 1.
 
-    Pixels are between -1 and 1.
-
-    Parameters
-    ----------
-    unet : diffusers.UNet2DModel
-        With one class more than there are: the last, `null`, says nothing of the image.
-    schedule : {"linear", "squaredcos_cap_v2"}
-        How noise grows with the timestep, by diffusers' names.
-
-    Attributes
-    ----------
-    null : int
-        The class that says nothing.
+    The `unet`, a diffusers.UNet2DModel, has one class more than there are: the last, `null`, says nothing of the image.
+    By `schedule`, a name of diffusers', noise grows with the timestep.
     """
 
     def __init__(self, unet: Any, schedule: Schedule) -> None:
@@ -58,47 +48,31 @@ class Denoiser(nn.Module):
         return self._noising.add_noise(images, noise, timesteps)
 
     def represent(self, noisy: Tensor, timesteps: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
-        """Means and standard deviations, over pixels, of the channels of the last activation, for the null class.
+        """Means and standard deviations, over pixels, of channels of the last activation, for the null class.
 
-        Parameters
-        ----------
-        noisy : Tensor
-            (n, 3, h, w).
-        timesteps : Tensor
-            int64 (n,).
-        layers : bool
-            Of every block as well, from the first to the last.
-
-        Returns
-        -------
-        dict
-            From ``last``, what the output convolution is given, and the names of blocks (``down 1``, …, ``middle``,
-            ``up 1``, …) to (n, 2 d), for the d channels of that layer.
+        With `layers` of every block as well, from the first to the last. From images (n, 3, h, w) and timesteps int64
+        (n,) to a dict, from ``last``, what the output convolution is given, and the names of blocks (``down 1``, …,
+        ``middle``, ``up 1``, …) to (n, 2 d), for the d channels of that layer.
         """
         found: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, given: Any, output: Any) -> None:
-                planes = output[0] if isinstance(output, tuple) else output
-                found[name] = torch.cat([planes.mean((2, 3)), planes.std((2, 3), correction=0)], 1)
+        def keep(name: str, module: nn.Module, given: Any, output: Any) -> None:
+            planes = output[0] if isinstance(output, tuple) else output
+            found[name] = torch.cat([planes.mean((2, 3)), planes.std((2, 3), correction=0)], 1)
 
-            return hook
-
-        handles = [module.register_forward_hook(keep(name)) for name, module in self._places(layers).items()]
+        blocks: dict[str, nn.Module] = {}
+        if layers:
+            blocks |= {f"down {i}": block for i, block in enumerate(self.unet.down_blocks, 1)}
+            blocks |= {"middle": self.unet.mid_block}
+            blocks |= {f"up {i}": block for i, block in enumerate(self.unet.up_blocks, 1)}
+        places = blocks | {"last": self.unet.conv_act}
+        handles = [module.register_forward_hook(partial(keep, name)) for name, module in places.items()]
         try:
             self(noisy, timesteps, torch.full_like(timesteps, self.null))
         finally:
             for handle in handles:
                 handle.remove()
         return found
-
-    def _places(self, layers: bool) -> dict[str, nn.Module]:
-        blocks: dict[str, nn.Module] = {}
-        if layers:
-            blocks |= {f"down {i}": block for i, block in enumerate(self.unet.down_blocks, 1)}
-            blocks |= {"middle": self.unet.mid_block}
-            blocks |= {f"up {i}": block for i, block in enumerate(self.unet.up_blocks, 1)}
-        return blocks | {"last": self.unet.conv_act}
 
 
 def build(
@@ -184,13 +158,10 @@ def sample(
     guidance: float = 3.0,
     batch_size: int = 100,
 ) -> Tensor:
-    """Draw an image for each label: DDIM (Song et al. 2021) with classifier-free guidance.
+    """Draw an image for each label, int64 (n,): DDIM (Song et al. 2021) with classifier-free guidance.
 
     Parameters
     ----------
-    model : Denoiser
-    labels : Tensor
-        int64 (n,).
     size : int
         Height and width in pixels.
     seed : int
@@ -199,7 +170,6 @@ def sample(
         Of the `TIMESTEPS`, evenly spaced.
     guidance : float
         How far to go from what the null class says towards what the label says, and beyond: 1 is the label's alone.
-    batch_size : int
 
     Returns
     -------
@@ -216,11 +186,9 @@ def sample(
         schedule: Any = DDIMScheduler(TIMESTEPS, beta_schedule=model.schedule)
         schedule.set_timesteps(steps)
         x, y = x.to(where, memory_format=torch.channels_last), y.to(where)
+        classes = torch.cat([y, torch.full_like(y, model.null)])
         for t in schedule.timesteps:
-            both = model(
-                torch.cat([x, x]), t.to(where).expand(2 * len(y)), torch.cat([y, torch.full_like(y, model.null)])
-            )
-            given, free = both.chunk(2)
+            given, free = model(torch.cat([x, x]), t.to(where).expand(len(classes)), classes).chunk(2)
             x = schedule.step(free + guidance * (given - free), t, x).prev_sample
         drawn.append(x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
     return torch.cat(drawn)

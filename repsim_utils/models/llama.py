@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from repsim_utils import reason
 from repsim_utils.datasets import cache
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.models import seeded
@@ -53,16 +54,12 @@ def build(
 
     Parameters
     ----------
-    vocabulary : int
-        Number of tokens.
-    seed : int
-        Of the initial weights; the global random state is left alone.
-    n_layer, n_head, n_kv_head : int
-        Blocks, heads of each, and heads that have keys and values of their own, which divide the others.
+    vocabulary, seed, n_layer, n_head, context : int
+        As in `repsim_utils.models.language.build`.
+    n_kv_head : int
+        Heads that have keys and values of their own, which divide the others.
     width, hidden : int
         Dimension d of the hidden states, a multiple of the number of heads, and of what is inside a block's MLP.
-    context : int
-        The most tokens that it reads at once.
     tied : bool
         The matrix that embeds tokens also makes logits.
     """
@@ -74,17 +71,10 @@ def build(
             f"{n_kv_head}"
         )
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=n_layer,
-        num_attention_heads=n_head,
-        num_key_value_heads=n_kv_head,
-        max_position_embeddings=context,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=n_layer,
+        num_attention_heads=n_head, num_key_value_heads=n_kv_head, max_position_embeddings=context,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
     config._attn_implementation = "sdpa"
     with seeded(seed):
         head = None if tied else torch.nn.Linear(width, vocabulary, bias=False)
@@ -95,18 +85,9 @@ def build(
 def load(name: str, *, context: int) -> GPT:
     """A model made by others, in evaluation mode; loaded once in a process, and not to be changed.
 
-    Parameters
-    ----------
-    name : str
-        One of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16, from
-        the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``.
-    context : int
-        How many tokens it reads at once.
-
-    Raises
-    ------
-    DataError
-        If it cannot be had.
+    It is one of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16,
+    from the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``; a DataError says that it cannot be had. It reads
+    `context` tokens at once.
     """
     from transformers import AutoModelForCausalLM
 
@@ -119,10 +100,9 @@ def load(name: str, *, context: int) -> GPT:
     try:
         whole = AutoModelForCausalLM.from_pretrained(source, token=os.environ.get("HF_TOKEN"), **options)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name} cannot be loaded from {source} ({reason}). With a network, and $HF_TOKEN for gated models, the "
-            f"same command tries again; without, place its config.json and *.safetensors in {place(name)}"
+            f"{name} cannot be loaded from {source} ({reason(error)}). With a network, and $HF_TOKEN for gated models, "
+            f"the same command tries again; without, place its config.json and *.safetensors in {place(name)}"
         ) from None
     tied = whole.get_input_embeddings().weight is whole.lm_head.weight
     return GPT(whole.model, None if tied else whole.lm_head, context).requires_grad_(False).eval()

