@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from repsim_utils import cluster
+from repsim_utils import cli, cluster
 from repsim_utils.experiments import vision
 from repsim_utils.store import Store, StoreError
 from repsim_utils.sweep import SweepError, _mark, _shared_store, _train_there, sweep
@@ -222,7 +222,7 @@ def test_no_scheduler_is_said():
         pass
 
 
-SETTINGS = ["-p", "seeds=[0]", "-p", "architectures=[small_resnet]", "-p", "n_permutations=19"]
+SETTINGS = ["-p", "seeds=[0]", "-p", "architectures=[small_resnet]", "-p", "n_permutations=19", "-p", "probes=[]"]
 
 
 def command(*arguments):
@@ -255,11 +255,18 @@ def trained(root):
     return list((root / "models").glob("[0-9a-f]*"))
 
 
-def status(store):
-    done = subprocess.run(
-        command("status", "dataset_overlap_vision", "--store", str(store), *SETTINGS), capture_output=True, text=True
-    )
-    return [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+)", done.stdout)]
+@pytest.fixture
+def status(monkeypatch, capsys):
+    """What ``repsim status`` counts in a store, asked in this process."""
+
+    def call(store):
+        arguments = command("status", "dataset_overlap_vision", "--store", str(store), *SETTINGS)
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit):
+            cli.main()
+        return [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+)", capsys.readouterr().out)]
+
+    return call
 
 
 @pytest.fixture
@@ -278,7 +285,7 @@ def run_on(tmp_path):
         process.wait(30)
 
 
-def test_a_scheduler_and_two_workers_started_by_hand(run_on, tmp_path):
+def test_a_scheduler_and_two_workers_started_by_hand(run_on, status, tmp_path):
     dask = [sys.executable, "-m", "dask"]
     scheduler = run_on([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"])
     address = wait_for(scheduler, r"Scheduler at:\s+(tcp://\S+)").group(1)
@@ -295,7 +302,7 @@ def test_a_scheduler_and_two_workers_started_by_hand(run_on, tmp_path):
     assert status(tmp_path / "s") == [(2, 2), (3, 3)]
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, tmp_path):
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, status, tmp_path):
     arguments = command("run", "dataset_overlap_vision", "--workers", "2", "--store", str(tmp_path), *SETTINGS)
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in background
     run = run_on(arguments, start_new_session=True, preexec_fn=hear)
@@ -320,23 +327,8 @@ def _session(leader):
 
 
 def test_slurm_job_script(capfd):
-    finished = subprocess.run(
-        command(
-            "cluster",
-            "slurm",
-            "--gpus",
-            "1",
-            "--jobs",
-            "20",
-            "--partition",
-            "long",
-            "--sbatch",
-            "--qos=low",
-            "--dry-run",
-        ),
-        capture_output=True,
-        text=True,
-    )
+    options = ["--gpus", "1", "--jobs", "20", "--partition", "long", "--sbatch", "--qos=low", "--dry-run"]
+    finished = subprocess.run(command("cluster", "slurm", *options), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     for line in ("-p long", "--gres=gpu:1", "--cpus-per-task=4", "-t 08:00:00", "--qos=low", "-n 1"):
         assert f"#SBATCH {line}\n" in finished.stdout
@@ -351,7 +343,7 @@ echo "Submitted batch job $!"
 """
 
 
-def test_slurm_jobs_do_the_work(run_on, tmp_path):
+def test_slurm_jobs_do_the_work(run_on, status, tmp_path):
     """With a stand-in for sbatch that runs each job script at once; a job that is lost is replaced."""
     for name, text in (("sbatch", SBATCH), ("scancel", '#!/bin/sh\nfor j in "$@"; do kill -- -$j; done\n')):
         (tmp_path / name).write_text(text)
