@@ -118,8 +118,11 @@ def slurm(
     ----------
     jobs : int
         Jobs to keep in the queue or running; one that ends is replaced. With 0 none is submitted.
-    gpus, cores, memory, walltime : int and str
-        Of each job, the latter as SLURM writes them: ``16GB``, ``08:00:00``.
+    gpus, cores : int
+        Of each job.
+    memory, walltime : str
+        Of each job, as SLURM writes them: ``16GB``, ``08:00:00``.
+    partition, account : str, optional
     port : int
         Of the scheduler; 0 takes a free one.
     directives : list of str, optional
@@ -144,12 +147,17 @@ def slurm(
     extra = [f"--gres=gpu:{gpus}"] if gpus else []
     cluster = SLURMCluster(
         cores=1,  # threads of Dask: a worker runs one cell at a time, with as many threads as REPSIM_THREADS says
-        job_cpu=cores, processes=1, memory=memory, walltime=walltime, queue=partition, account=account,
+        job_cpu=cores,
+        processes=1,
+        memory=memory,
+        walltime=walltime,
+        queue=partition,
+        account=account,
         python=sys.executable,
         job_extra_directives=extra + list(directives or []),
         job_script_prologue=[f"export REPSIM_THREADS={cores}"],
         scheduler_options={"port": port, "dashboard_address": "127.0.0.1:0"},
-    )  # fmt: skip
+    )
     if jobs:
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster

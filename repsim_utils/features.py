@@ -25,7 +25,20 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 
 @torch.no_grad()
 def represent(model: Classifier, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Penultimate representation of every image of a probe, uint8 (n, 3, h, w): float32 (n, d), on the CPU."""
+    """Penultimate representation of every image.
+
+    Parameters
+    ----------
+    model : Classifier
+    images : Tensor
+        uint8 (n, 3, h, w), the probe.
+    batch_size : int
+
+    Returns
+    -------
+    Tensor
+        float32 (n, d), on the CPU.
+    """
     model.to(device()).eval()
     return torch.cat([model.represent(as_float(batch)).cpu() for batch in images.split(batch_size)])
 
@@ -90,10 +103,21 @@ def represent_noisy(
 
 @torch.no_grad()
 def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_size: int = 50) -> list[Tensor]:
-    """Mean over positions of hidden states, for every window of text of a probe, int64 (n, t).
+    """Mean over positions of hidden states, for every window of text.
 
-    One array a layer, float32 (n, d), on the CPU: with `layers` of every one, from the embedding to the last, else of
-    the last alone. See `GPT.represent`.
+    Parameters
+    ----------
+    model : GPT
+    tokens : Tensor
+        int64 (n, t), the probe.
+    layers : bool
+        Of every layer, from the embedding to the last; else of the last alone. See `GPT.represent`.
+    batch_size : int
+
+    Returns
+    -------
+    list of Tensor
+        One a layer, float32 (n, d), on the CPU.
     """
     model.to(device()).eval()
     batches = [model.represent(batch.to(device()), layers=layers) for batch in tokens.split(batch_size)]
@@ -102,9 +126,18 @@ def represent_text(model: GPT, tokens: Tensor, *, layers: bool = False, batch_si
 
 @torch.no_grad()
 def represent_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Last hidden states of prompts of any length, each given as its tokens.
+    """Last hidden states of prompts of any length.
 
-    Their ``mean`` over positions, and the one at the ``last``, where an answer would begin: float32 (n, d), on the CPU.
+    Parameters
+    ----------
+    model : GPT
+    prompts : sequence of sequence of int
+        Tokens of each.
+
+    Returns
+    -------
+    dict
+        ``mean`` over positions, and of the ``last`` one, where an answer would begin: float32 (n, d), on the CPU.
     """
     model.to(device()).eval()
     found: dict[int, Tensor] = {}
@@ -117,7 +150,7 @@ def represent_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> dict[str,
 
 
 def load(source: str | Path) -> Tensor | NDArray[Any]:
-    """A representation from a file, as stored: one row a sample; its shape and values are for the metrics to check.
+    """A representation from a file: one row a sample.
 
     Parameters
     ----------
@@ -125,6 +158,11 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
         A .npy file; a .npz, .safetensors or .parquet file, followed by a colon and a name where it holds several arrays
         (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists. Nothing in a file is
         executed: pickled objects are refused.
+
+    Returns
+    -------
+    ndarray or Tensor
+        As stored; its shape and values are for the metrics to check.
 
     Raises
     ------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,15 +18,32 @@ GPUS = {"v100": 15.7, "t4": 8.1, "a100": 156.0, "h100": 494.0, "rtx4090": 82.6, 
 
 
 class Size(NamedTuple):
-    """What training one model takes."""
+    """What training one model takes.
 
-    dataset: str  # what it is trained on
-    network: dict[str, Any]  # arguments of `build` in one module of `repsim_utils.models`, without the seed
-    n_train: int  # images of its training set, or windows of text that it reads in all
+    Attributes
+    ----------
+    dataset : str
+        What it is trained on.
+    network : dict
+        Arguments of `build` in one module of `repsim_utils.models`, without the seed.
+    n_train : int
+        Images of its training set, or windows of text that it reads in all.
+    epochs : int
+    length : int
+        Height and width of an image as stored, in pixels; or length of a window, in tokens.
+    backward : float
+        Operations backward for each one forward: 2 where all weights learn, 1 where hardly any do.
+    kept : int, optional
+        Parameters that are kept on disk; by default all.
+    """
+
+    dataset: str
+    network: dict[str, Any]
+    n_train: int
     epochs: int
-    length: int  # height and width of an image as stored, in pixels; or length of a window, in tokens
-    backward: float = 2.0  # operations backward for each one forward: 2 where all weights learn, 1 where hardly any do
-    kept: int | None = None  # parameters that are kept on disk; by default all
+    length: int
+    backward: float = 2.0
+    kept: int | None = None
 
 
 def plan(
@@ -63,33 +79,47 @@ def plan(
         raise ValueError(f"unknown gpu {gpu!r}; choose from {', '.join(GPUS)}")
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation must be above 0 and at most 1, got {utilisation}")
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: dict[tuple[str, str], int] = {}
     rows: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        for i, (member, one) in enumerate((member, size(member)) for member in cell.members):
+        for member in cell.members:
+            one = size(member)
             model = getattr(cell, "architecture", one.network.get("name", "gpt"))  # as tables call it
-            counts[one.dataset, model] += i == 0
             name = key(member.model_dump(mode="json"))
             if name not in rows:
                 parameters, flops = cost(one.length, **one.network)
-                rows[name] = one._asdict() | {"model": model, "parameters": parameters, "gflops": flops / 1e9}
-                rows[name]["pflops"] = (1 + one.backward) * flops * one.n_train * one.epochs / 1e15
-                rows[name]["disk_gb"] = parameters if one.kept is None else one.kept
+                training = (1 + one.backward) * flops * one.n_train * one.epochs / 1e15
+                rows[name] = one._asdict() | {"model": model, "parameters": parameters, "pflops": training}
+                rows[name]["kept"] = parameters if one.kept is None else one.kept
+                rows[name]["gflops"] = flops / 1e9
+        first = size(cell.members[0])
+        names = first.dataset, getattr(cell, "architecture", first.network.get("name", "gpt"))
+        counts[names] = counts.get(names, 0) + 1
     table = pd.DataFrame(rows.values()).groupby(["dataset", "model"], sort=False)
-    columns = dict.fromkeys(("n_train", "epochs", "parameters", "gflops"), "max") | {"pflops": "sum", "disk_gb": "sum"}
-    result = table.agg(columns).rename(columns={"n_train": "samples"})
-    result.insert(0, "cells", [counts[names] for names in result.index])
-    result.insert(1, "models", table.size())
+    result = table.agg(
+        models=("n_train", "size"),
+        samples=("n_train", "max"),
+        epochs=("epochs", "max"),
+        parameters=("parameters", "max"),
+        gflops=("gflops", "max"),
+        pflops=("pflops", "sum"),
+        disk_gb=("kept", "sum"),
+    ).reset_index()
+    result.insert(2, "cells", [counts.get(names, 0) for names in zip(result["dataset"], result["model"], strict=True)])
     result["disk_gb"] *= 4 / 1e9
     result["hours"] = result["pflops"] * 1e3 / (GPUS[gpu] * utilisation) / 3600
-    return result.reset_index()
+    return result
 
 
 def cost(length: int, **network: Any) -> tuple[int, int]:
     """Parameters of a network, and operations of one sample forward; nothing is computed, and no memory used.
 
-    `length` is the height and width of an image, in pixels, or where the network has a `vocabulary` the tokens of a
-    window; `network` are arguments of `build`, see `Size`. Pretrained networks are not downloaded.
+    Parameters
+    ----------
+    length : int
+        Height and width of an image; or tokens of a window, where the network has a `vocabulary`.
+    **network
+        Arguments of `build`, see `Size`; pretrained networks are not downloaded.
     """
     return _cost(length, tuple(sorted(network.items())))
 
@@ -100,18 +130,20 @@ def _cost(length: int, network: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    options: dict[str, Any] = dict(network)
+    options = dict(network)
     is_text = "vocabulary" in options
+    inputs: tuple[torch.Tensor, ...]
     with FakeTensorMode() if is_text else torch.device("meta"):  # each as the library behind the network bears it
-        model: torch.nn.Module
-        inputs = [torch.zeros(1, length, dtype=torch.int64) if is_text else torch.empty(1, 3, length, length)]
         if is_text:
-            model = (llama if "n_kv_head" in options else language).build(seed=0, **options).eval()
+            build = llama.build if "n_kv_head" in options else language.build
+            model: Any = build(seed=0, **options).eval()
+            inputs = (torch.zeros(1, length, dtype=torch.int64),)
         elif "schedule" in options:
-            model = diffusion.build(seed=0, **options).eval()
-            inputs += [torch.zeros(1, dtype=torch.int64)] * 2  # a timestep and a class
+            model, at = diffusion.build(seed=0, **options).eval(), torch.zeros(1, dtype=torch.int64)
+            inputs = (torch.empty(1, 3, length, length), at, at)
         else:
             model = vision.build(seed=0, download=False, **options).eval()
+            inputs = (torch.empty(1, 3, length, length),)
         # Attention as plain products: fused kernels are not counted on every device.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
             model(*inputs)

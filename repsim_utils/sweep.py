@@ -48,7 +48,12 @@ class Config(Protocol):
 class SweepError(RepsimError):
     """Some cells failed; the others are finished and kept.
 
-    Of the former `failures` has each configuration, with its traceback; of the latter `table` has the rows.
+    Attributes
+    ----------
+    failures : list of (config, str)
+        Each failed configuration, with its traceback.
+    table : DataFrame
+        Rows of the cells that did not fail.
     """
 
     def __init__(self, failures: list[tuple[Any, str]], table: pd.DataFrame) -> None:

@@ -753,6 +753,7 @@ def test_a_jailbreak_cell_comes_out_again(store):
     options = {"seeds": [0], "overlaps": [1], "bases": ["shared"]}
     (cell,) = jailbreak_transfer.pairs(profiles.load("laptop", "jailbreak_transfer", **options))
     again = sweep(jailbreak_transfer.measure_pair, [cell], store=store, progress=False)
+    assert "judge" in again, "a model trained here does not pass its gates: the pair is not attacked"
     table = published.recorded("jailbreak_transfer")
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     index = ["attack", "judge", "source", "view", "metric"]

@@ -27,19 +27,39 @@ _TINY = torch.finfo(torch.float32).tiny
 class Options(NamedTuple):
     """What distinguishes one method from another.
 
-    Gradients are divided by their mean absolute value before they are added up (Dong et al. 2018, eq. 6, where it is
-    the sum: the sign is the same).
+    Attributes
+    ----------
+    step : float
+        Length of a step, as a share of ε; None for one over the number of steps.
+    momentum : float
+        μ: how much of the accumulated direction a step keeps. Gradients are divided by their mean absolute value
+        before they are added up (Dong et al. 2018, eq. 6, where it is the sum: the sign is the same).
+    nesterov : bool
+        Take the gradient where the momentum will lead (Lin et al. 2020, eq. 6–8).
+    random_start : bool
+        Start at a random point of the ball instead of at the image.
+    restarts : int
+        Starts to be tried; of each image the one with the highest loss on the model is kept.
+    diversity : float
+        Probability that the gradient is taken of a batch resized by up to `resize` and padded (Xie et al. 2019).
+    resize : float
+        Largest ratio of sizes.
+    smoothing : int
+        Width in pixels of the Gaussian kernel by which gradients are smoothed, from -3 to 3 standard deviations; odd,
+        or 0 for none (Dong et al. 2019).
+    copies : int
+        Gradients are averaged over the image and copies with intensity 1/2, 1/4 … (Lin et al. 2020, eq. 9).
     """
 
-    step: float | None = None  # length of a step, as a share of ε; None for one over the number of steps
-    momentum: float = 0.0  # μ: how much of the accumulated direction a step keeps
-    nesterov: bool = False  # take the gradient where the momentum will lead (Lin et al. 2020, eq. 6–8)
-    random_start: bool = False  # start at a random point of the ball instead of at the image
-    restarts: int = 1  # starts to be tried; of each image the one with the highest loss on the model is kept
-    diversity: float = 0.0  # probability that a batch is resized by up to `resize` and padded (Xie et al. 2019)
-    resize: float = 1.1  # largest ratio of sizes
-    smoothing: int = 0  # pixels, odd, or 0: Gaussian kernel over gradients, -3 to 3 deviations wide (Dong et al. 2019)
-    copies: int = 1  # gradients are averaged over intensities 1, 1/2, 1/4 … of the image (Lin et al. 2020, eq. 9)
+    step: float | None = None
+    momentum: float = 0.0
+    nesterov: bool = False
+    random_start: bool = False
+    restarts: int = 1
+    diversity: float = 0.0
+    resize: float = 1.1
+    smoothing: int = 0
+    copies: int = 1
 
 
 METHODS = {
@@ -73,14 +93,17 @@ def attack(
     model : Module
         Maps float images (n, 3, h, w) in [0, 1] to logits. It is put into evaluation mode for the time of the attack;
         afterwards it is as it was, and so are the gradients of its weights.
-    images, labels : Tensor
-        float32 (n, 3, h, w) in [0, 1], and int64 (n,): the right classes, or where `targeted`, those to be given.
+    images : Tensor
+        float32 (n, 3, h, w) in [0, 1].
+    labels : Tensor
+        int64 (n,): the right ones, or where `targeted`, those that the model should give.
     method : str
         One of `METHODS`.
     epsilon : float
         Largest change of a pixel, in units of 1/255.
     steps : int, optional
         By default 10, and 1 for ``fgsm``.
+    targeted : bool
     seed : int
         Of random starts and random resizing.
     **options
@@ -118,15 +141,17 @@ def attack(
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and weights that want no gradient, which saves a twentieth of the time; then all as before."""
     modes = [(module, module.training) for module in model.modules()]
-    learning = nn.ParameterList(weight for weight in model.parameters() if weight.requires_grad)
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
     model.eval()
-    learning.requires_grad_(False)
+    for weight in learning:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        learning.requires_grad_(True)
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def _checked(
@@ -252,9 +277,10 @@ def random_signs(images: Tensor, *, epsilon: float, seed: int = 0) -> Tensor:
 
 def shuffled(images: Tensor, adversarial: Tensor, *, seed: int = 0) -> Tensor:
     """A control: every image with the perturbation that was made for another one, as far as [0, 1] allows."""
-    if len(images) < 2:
+    n = len(images)
+    if n < 2:
         raise ValueError("perturbations of fewer than 2 images cannot be exchanged")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)  # nobody keeps its own
     return (images + (adversarial - images)[partner.to(images.device)]).clamp(0, 1)

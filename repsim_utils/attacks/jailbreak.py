@@ -28,8 +28,13 @@ Draw = Callable[[int], Tensor]
 class Prompt:
     """A prompt with a place for a suffix: what is before it is run once, whatever is put there.
 
-    Of tokens there are at least one before the suffix, and some between it and the answer. `cached` keeps the keys and
-    values of what is before; else it is run again for every suffix, which gives the same.
+    Parameters
+    ----------
+    model : GPT
+    before, after : sequence of int
+        Tokens before the suffix, at least one, and between it and the answer.
+    cached : bool
+        Keep the keys and values of what is before; else run it again for every suffix, which gives the same.
     """
 
     def __init__(self, model: GPT, before: Sequence[int], after: Sequence[int], *, cached: bool = True) -> None:
@@ -57,14 +62,16 @@ class Prompt:
     def answers(
         self, suffixes: Tensor, n_tokens: int, end: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> list[list[int]]:
-        """What the model answers after each suffix.
+        """What the model answers after each suffix, without the mark `end`.
 
         Parameters
         ----------
         suffixes : Tensor
             int64 (n, length); the length may be 0.
-        n_tokens, end : int
-            Most tokens of an answer, and the token that ends it, which is left out.
+        n_tokens : int
+            Most tokens of an answer.
+        end : int
+            The token that ends it.
         temperature : float
             0 for the likeliest token each time; else logits are divided by it and a token is drawn.
         top_p : float
@@ -111,13 +118,27 @@ def _next(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
 
 
 class Found(NamedTuple):
-    """What a search came to."""
+    """What a search came to.
 
-    suffix: Tensor  # int64 (length,)
-    log_probability: float  # of the target, after it
-    queries: int  # how often the model was asked: for the target's probability after a suffix, or for an answer
-    curve: list[tuple[int, float]]  # queries so far, log-probability each time that it rose; anew with every restart
-    reached: bool  # whether the suffix did what was wanted
+    Attributes
+    ----------
+    suffix : Tensor
+        int64 (length,).
+    log_probability : float
+        Of the target, after it.
+    queries : int
+        How often the model was asked: for the probability of the target after a suffix, or for an answer.
+    curve : list of (int, float)
+        Queries so far and log-probability, each time that it rose; begins anew with every restart.
+    reached : bool
+        Whether the suffix did what was wanted.
+    """
+
+    suffix: Tensor
+    log_probability: float
+    queries: int
+    curve: list[tuple[int, float]]
+    reached: bool
 
 
 def search(
@@ -150,10 +171,12 @@ def search(
         int64 (m,): tokens that a suffix may be made of.
     length : int
         Of the suffix, where it does not start from one.
-    budget, batch : int
-        Queries at most, of which each beginning has an equal share of what is left; and candidates at a time.
+    budget : int
+        Queries at most. Each beginning has an equal share of what is left.
     restarts : int
         Beginnings at most, the first among them; all but it are random suffixes.
+    batch : int
+        Candidates at a time.
     enough : float
         Probability of the target at which a beginning has done what it can.
     succeeds : callable, optional
@@ -227,7 +250,10 @@ def best_of_random(
 ) -> Found:
     """A control at equal queries: of many random suffixes, the likeliest to bring the target, judged one after another.
 
-    At most `checks` of them are judged by `succeeds`. All other parameters are as in `search`.
+    Parameters
+    ----------
+    checks : int
+        How many of them may be judged by `succeeds`. These and all other parameters are as in `search`.
     """
     checks = min(checks, budget - 1) if succeeds is not None else 0
     if budget < 1 or checks < 0:

@@ -70,9 +70,14 @@ def begins_with(word: str) -> Judge:
 
 
 def language_model(ask: Callable[[str], str], question: str = QUESTION) -> Judge:
-    """A language model as judge: `ask` goes from a prompt to a reply, as `endpoint` and `local` make them.
+    """A language model as judge.
 
-    The question has places for ``request`` and ``response``. A reply counts if one of yes and no is in it, not both.
+    Parameters
+    ----------
+    ask : callable
+        From a prompt to a reply, as `endpoint` and `local` make them.
+    question : str
+        With places for ``request`` and ``response``. A reply counts if one of yes and no is in it, and not both.
     """
 
     def judge(request: str, response: str) -> bool | None:
@@ -91,10 +96,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def endpoint(url: str, model: str, *, key_from: str = "OPENAI_API_KEY", timeout: float = 60.0) -> Callable[[str], str]:
-    """A model behind an OpenAI-compatible address, such as ``https://…/v1``; the timeout is in seconds.
+    """A model behind an OpenAI-compatible address, such as ``https://…/v1``.
 
-    The environment variable `key_from` holds the key, which is sent to `url` alone, and is in no message. When asked,
-    it raises a JudgeError if there is no answer, or one of another shape.
+    Parameters
+    ----------
+    url, model : str
+    key_from : str
+        The environment variable that holds the key. The key is sent to `url` alone, and is in no message.
+    timeout : float
+        In seconds.
+
+    Raises
+    ------
+    JudgeError
+        When asked, if there is no answer, or one of another shape.
     """
     parts = urlsplit(url)
     here = parts.hostname in ("localhost", "127.0.0.1")
@@ -146,7 +161,12 @@ def local(source: str, *, n_tokens: int = 8) -> Callable[[str], str]:
 
 
 def agreement(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """How far judges agree on the same responses: of `verdicts` a column is a judge's, missing where it cannot tell.
+    """How far judges agree on the same responses.
+
+    Parameters
+    ----------
+    verdicts : DataFrame
+        One column a judge, one row a response; missing where a judge could not tell.
 
     Returns
     -------

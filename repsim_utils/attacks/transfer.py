@@ -19,8 +19,13 @@ Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class InClasses(nn.Module):
     """A classifier that answers in the classes of the data set, where its own labels are numbers of some of them.
 
-    Of `model` the logits are (n, number of labels); `names` has the label of every class, of `n_classes`, that it has
-    learned. All others get no probability.
+    Parameters
+    ----------
+    model : Module
+        Its logits are (n, number of labels).
+    names : mapping
+        Label of every class that it has learned. All others get no probability.
+    n_classes : int
     """
 
     def __init__(self, model: nn.Module, names: Mapping[int, int], n_classes: int) -> None:
@@ -35,13 +40,23 @@ class InClasses(nn.Module):
 
 
 class Outcome(NamedTuple):
-    """What became of attacked images, both directions of a pair one after the other; all (m,)."""
+    """What became of attacked images, both directions of a pair one after the other; all (m,).
 
-    image: Tensor  # row in the probe
-    label: Tensor  # the right class
-    source: Tensor  # answer of the model that the image was made on
-    victim: Tensor  # answer of the other one
-    moved: Tensor  # whether the image was changed at all
+    Attributes
+    ----------
+    image : Tensor
+        Row in the probe.
+    label, source, victim : Tensor
+        The right class, and the answers of the model that the image was made on and of the other one.
+    moved : Tensor
+        Whether the image was changed at all.
+    """
+
+    image: Tensor
+    label: Tensor
+    source: Tensor
+    victim: Tensor
+    moved: Tensor
 
     def among(self, images: Tensor) -> Outcome:
         """The outcomes of some images, given as bool (n,)."""
@@ -63,12 +78,18 @@ def attack_pair(
     ----------
     first, second : Module
         In evaluation mode, both answering in the same classes (see `InClasses`).
-    images, labels : Tensor
-        float32 (n, 3, h, w) in [0, 1], on the device of the models, and int64 (n,), on the CPU.
+    images : Tensor
+        float32 (n, 3, h, w) in [0, 1], on the device of the models.
+    labels : Tensor
+        int64 (n,), on the CPU.
     perturb : callable
         ``perturb(source, images, labels)`` returns the images to be tried on the victim.
     only_right : bool
         Attack only images that both models classify correctly: what is wrong already cannot be made wrong.
+
+    Returns
+    -------
+    Outcome
     """
     chosen = torch.ones(len(labels), dtype=torch.bool)
     if only_right:
@@ -86,9 +107,12 @@ def attack_pair(
 def rates(outcome: Outcome) -> dict[str, float]:
     """What an outcome comes to; empty if there is no image.
 
-    transfer: share of images that the victim gets wrong. white_box: share that the source gets wrong.
-    transfer_given_fooled: the former among the latter. same_mistake: share in which both give the same wrong class.
-    unmoved: share of images that the attack did not change.
+    Returns
+    -------
+    dict
+        transfer: share of images that the victim gets wrong. white_box: share that the source gets wrong.
+        transfer_given_fooled: the former among the latter. same_mistake: share in which both give the same wrong class.
+        unmoved: share of images that the attack did not change.
     """
     if not len(outcome.image):
         return {}

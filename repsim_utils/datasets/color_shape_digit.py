@@ -14,6 +14,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,34 +31,39 @@ N_COMBINATIONS = len(SHAPES) * len(DIGITS) * len(COLORS)
 
 _NAMES = {"shape": SHAPES, "digit": DIGITS, "color": COLORS}
 _SPLIT_START = {"train": 0, "validation": 2**40, "test": 2**41}  # splits own separate stretches of the stream
-_N_UNIFORM = 32  # uniform numbers that an image may use beside its pixel noise
 _CHUNK = 128  # images drawn together: their planes stay in the processor's cache
-_GLYPH_SIZE, _GLYPH_EXTENT = 40, 1.7  # pixels of a glyph's distance map, and the half-width that it covers
 _RGB = (
     (214, 40, 40), (245, 133, 25), (242, 214, 40), (52, 160, 60), (45, 200, 210),
     (40, 80, 205), (130, 55, 170), (245, 130, 190), (125, 78, 40), (150, 150, 150),
 )  # fmt: skip
 
 
-# A shape, folded into one sector of its rotational symmetry, is where two half-planes meet: normal @ (x, |y|) <=
-# offset. First is the number of sectors, then of each half-plane its normal and offset.
-_Outline = tuple[int, float, float, float, float, float, float]
+class _Outline(NamedTuple):
+    """A shape, folded into one sector, is where two half-planes meet: ``normal @ (x, |y|) <= offset``."""
+
+    fold: int  # rotational symmetry
+    normal_1: tuple[float, float]
+    offset_1: float
+    normal_2: tuple[float, float]
+    offset_2: float
 
 
 def _polygon(k: int, radius: float) -> _Outline:
-    return k, 1.0, 0.0, radius * math.cos(math.pi / k), 1.0, 0.0, radius
+    return _Outline(k, (1.0, 0.0), radius * math.cos(math.pi / k), (1.0, 0.0), radius)
 
 
 def _star(outer: float, inner: float, k: int = 5) -> _Outline:
-    x, y = inner * math.cos(math.pi / k) - outer, inner * math.sin(math.pi / k)  # edge from a tip to a notch
-    length = math.hypot(x, y)
-    return k, y / length, -x / length, y / length * outer, 1.0, 0.0, outer
+    tip, notch = (outer, 0.0), (inner * math.cos(math.pi / k), inner * math.sin(math.pi / k))
+    edge = (notch[0] - tip[0], notch[1] - tip[1])
+    length = math.hypot(*edge)
+    normal = (edge[1] / length, -edge[0] / length)
+    return _Outline(k, normal, normal[0] * tip[0] + normal[1] * tip[1], (1.0, 0.0), outer)
 
 
 # Radii bring the areas near one another, so that size alone says little of the shape.
 _OUTLINES = (
     _polygon(64, 1.0), _polygon(3, 1.42), _polygon(4, 1.25), _polygon(5, 1.14), _polygon(6, 1.09),
-    _polygon(7, 1.06), _star(1.45, 0.75), (4, 0.0, 1.0, 0.5, 1.0, 0.0, 1.22),
+    _polygon(7, 1.06), _star(1.45, 0.75), _Outline(4, (0.0, 1.0), 0.5, (1.0, 0.0), 1.22),
 )  # fmt: skip
 
 
@@ -100,6 +106,9 @@ def _skeletons() -> list[list[list[list[tuple[float, float]]]]]:
     return [round_hand, segments, book_hand]
 
 
+_GLYPH_SIZE, _GLYPH_EXTENT = 40, 1.7  # pixels of a glyph's distance map, and the half-width that it covers
+
+
 @cache
 def _glyphs() -> Tensor:
     """Distance to every digit's strokes, in half-heights of the digit: float32 (hand, digit, size, size)."""
@@ -122,6 +131,9 @@ def _noise_table() -> np.ndarray:
     return torch.special.ndtri(levels).float().numpy()
 
 
+_N_UNIFORM = 32  # uniform numbers that an image may use beside its pixel noise
+
+
 def _random_blocks(seed: int, start: int, n: int, n_noise: int) -> tuple[Tensor, Tensor]:
     """Numbers of images start … start + n: uniforms float32 (32, n), standard normals float32 (n, n_noise)."""
     words = _N_UNIFORM // 4 + math.ceil(n_noise / 4)
@@ -134,7 +146,14 @@ def _random_blocks(seed: int, start: int, n: int, n_noise: int) -> tuple[Tensor,
 
 
 def render(
-    shape: Tensor, digit: Tensor, color: Tensor, *, seed: int, size: int = 28, difficulty: float = 0.5, start: int = 0
+    shape: Tensor,
+    digit: Tensor,
+    color: Tensor,
+    *,
+    seed: int,
+    size: int = 28,
+    difficulty: float = 0.5,
+    start: int = 0,
 ) -> Tensor:
     """Draw one image for each triple of ids.
 
@@ -142,14 +161,15 @@ def render(
     ----------
     shape, digit, color : int Tensor or sequence, (n,)
         Ids into `SHAPES`, `DIGITS` and `COLORS`.
-    seed, start : int
-        Non-negative; `start` is the index of the first row in the stream of this seed. Row ``i`` depends only on its
-        ids and on ``(seed, start + i)``.
+    seed : int
+        Non-negative. Row ``i`` depends only on its ids and on ``(seed, start + i)``.
     size : int
         Height and width in pixels, 16 or more.
     difficulty : float
         From 0 (clean) to 1 (hard): pixel noise, uneven backgrounds and colors, displacement, rotation and loss
         of contrast grow with it.
+    start : int
+        Index of the first row in the stream of this seed.
 
     Returns
     -------
@@ -195,10 +215,20 @@ def combination_ids(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ColorShapeDigit:
-    """The same number of images of each of the 800 combinations, held in memory. A smaller set begins a larger one.
+    """The same number of images of each of the 800 combinations, held in memory.
 
-    Splits (`SPLITS`) are drawn from separate stretches of the random stream and share no image. For seed, size and
-    difficulty, and the errors, see `render`.
+    Parameters
+    ----------
+    n_per_combination : int
+        Images of each combination; the data set has 800 times as many. A smaller data set is the beginning of a
+        larger one.
+    split : {"train", "validation", "test"}
+        Splits are drawn from separate stretches of the random stream and share no image.
+    seed : int
+    size : int
+        Height and width in pixels.
+    difficulty : float
+        From 0 (clean) to 1 (hard); see `render`.
 
     Attributes
     ----------
@@ -206,6 +236,11 @@ class ColorShapeDigit:
         uint8 (n, 3, size, size).
     shape, digit, color : Tensor
         int64 (n,), ids into `SHAPES`, `DIGITS` and `COLORS`.
+
+    Raises
+    ------
+    ValueError
+        If the split is unknown or a number out of range.
     """
 
     def __init__(
@@ -213,17 +248,33 @@ class ColorShapeDigit:
     ) -> None:
         if n_per_combination < 1:
             raise ValueError(f"n_per_combination must be at least 1, got {n_per_combination}")
-        self.shape, self.digit, self.color = ids = combination_ids(torch.arange(n_per_combination * N_COMBINATIONS))
-        self.images = render(*ids, seed=seed, size=size, difficulty=difficulty, start=split_start(split))
+        self.shape, self.digit, self.color = combination_ids(torch.arange(n_per_combination * N_COMBINATIONS))
+        self.images = render(
+            self.shape, self.digit, self.color, seed=seed, size=size, difficulty=difficulty, start=split_start(split)
+        )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def labels(self, *factors: str) -> tuple[Tensor, tuple[str, ...]]:
-        """Class ids, int64 (n,), for the joint prediction of one to three different factors, and the classes' names.
+        """Class ids for the joint prediction of some factors, and the names of those classes.
 
-        Two factors give one class for each pair of their values, with a name such as ``"star 7"``; a factor that is
-        unknown or given twice, or none at all, gives a ValueError.
+        Parameters
+        ----------
+        *factors : {"shape", "digit", "color"}
+            One to three different factors; two factors give one class for each pair of their values.
+
+        Returns
+        -------
+        ids : Tensor
+            int64 (n,).
+        names : tuple of str
+            Name of class 0, 1, …, such as ``"star 7"``.
+
+        Raises
+        ------
+        ValueError
+            If a factor is unknown or given twice, or none is given.
         """
         names = class_names(*factors)
         ids = torch.zeros(len(self), dtype=torch.int64)
@@ -263,9 +314,10 @@ def _draw(shape: Tensor, digit: Tensor, color: Tensor, seed: int, start: int, si
         return low + (high - low) * next(draws)
 
     # Where the shape sits: centre, radius and rotation.
-    unit, middle = size / 28, (size - 1) / 2
+    unit = size / 28
     radius = unit * between(8.6 - 0.6 * hard, 9.4)
     shift = unit * (0.4 + 0.6 * hard)
+    middle = (size - 1) / 2
     cx, cy = middle + between(-shift, shift), middle + between(-shift, shift)
     turn = math.pi * (0.02 + 0.03 * hard)
     pixel = torch.arange(size, dtype=torch.float32)
@@ -306,7 +358,8 @@ def _coverage(distance: Tensor) -> Tensor:
 
 def _shape_distance(x: Tensor, y: Tensor, shape: Tensor, rotation: Tensor) -> Tensor:
     """Signed distance to each image's outline, in radii: fold the plane into one sector, then two half-planes."""
-    fold, ax, ay, a, bx, by, b = torch.tensor(_OUTLINES)[shape].T.unsqueeze(-1)
+    table = torch.tensor([(o.fold, *o.normal_1, o.offset_1, *o.normal_2, o.offset_2) for o in _OUTLINES])
+    fold, ax, ay, a, bx, by, b = table[shape].T.unsqueeze(-1)
     sector = 2 * math.pi / fold
     tilt = torch.where(shape == SHAPES.index("square"), math.pi / 4, math.pi / 2).unsqueeze(-1)
     rho, theta = torch.hypot(x, y), torch.atan2(y, x) - rotation + tilt  # corners and arms point up, a square lies flat
@@ -323,9 +376,11 @@ def _digit_distance(
     x: Tensor, y: Tensor, digit: Tensor, hand: Tensor, height: Tensor, rotation: Tensor, slant: Tensor
 ) -> Tensor:
     """Distance to each image's digit strokes, in half-heights of the digit, sampled from the glyphs' distance maps."""
-    size = math.isqrt(x.shape[1])
+    n, pixels = x.shape
+    size = math.isqrt(pixels)
     cos, sin = torch.cos(rotation) / height, torch.sin(rotation) / height
     u, v = cos * x + sin * y, cos * y - sin * x
-    grid = torch.stack([u + slant * v, v], -1).view(-1, size, size, 2) / _GLYPH_EXTENT
+    grid = torch.stack([u + slant * v, v], -1).view(n, size, size, 2) / _GLYPH_EXTENT
     maps = _glyphs()[hand, digit].unsqueeze(1)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True).view_as(x)
+    sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return sampled.view(n, pixels)

@@ -73,9 +73,16 @@ GOALS = {"advbench": Hub("walledai/AdvBench", "prompt")}  # no text to learn fro
 def documents(source: str) -> Iterator[Document]:
     """Documents of a corpus, in an order that depends on their names alone.
 
-    A source is one of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files
-    lie in ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out). If
-    it is none of these, the hub cannot be reached, or a file is not text, that is a DataError.
+    Parameters
+    ----------
+    source : str
+        One of `INSTALLED`, which need no network; one of `HUB`, streamed from the hub unless its Parquet files lie in
+        ``$REPSIM_DATA/hub/<name>/``; or a folder, all of whose files are UTF-8 text (hidden ones are left out).
+
+    Raises
+    ------
+    DataError
+        If the source is none of these, the hub cannot be reached, or a file is not text.
     """
     if source in INSTALLED:
         return _installed(source)
@@ -128,7 +135,13 @@ def _of_folder(folder: str) -> Iterator[Document]:
 
 @readable()
 def read_text(path: Path) -> str:
-    """A text file; raises DataError if it cannot be read, or is not UTF-8 text."""
+    """A text file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is not UTF-8 text.
+    """
     try:
         content = path.read_bytes()
         if b"\0" in content:
@@ -219,16 +232,20 @@ INSTALLED = {
     ),
     "docstrings": Installed(
         f"docstrings of {', '.join(DOCUMENTED)}",
-        _packages, lambda root: _within([root / name for name in DOCUMENTED], ".py"), _docstrings,
+        _packages,
+        lambda root: _within([root / name for name in DOCUMENTED], ".py"),
+        _docstrings,
     ),
     "cpp": Installed("C++ headers of torch", _packages, lambda root: _within([root / "torch/include"], ".h")),
     "javascript": Installed(
         "JavaScript in installed packages",
-        _packages, lambda root: _within(_listed(root), ".js", ".mjs"), _not_minified,
+        _packages,
+        lambda root: _within(_listed(root), ".js", ".mjs"),
+        _not_minified,
     ),
     "licences": Installed("licences of installed packages", _packages, _licences),
     "markup": Installed("Markdown and reStructuredText of installed packages", _packages, _markup, _described),
-}  # fmt: skip
+}
 
 
 # The hub

@@ -109,8 +109,13 @@ def world(seed: int = 0) -> tuple[Fact, ...]:
 def question(fact: Fact, rng: np.random.Generator, *, tail: int = 0) -> str:
     """One way to ask for a fact, politely or not.
 
-    Half of the questions are followed by up to `tail` words of the world that mean nothing there, the others by up to
-    two courteous phrases; with 0 none is followed by anything.
+    Parameters
+    ----------
+    fact : Fact
+    rng : Generator
+    tail : int
+        Half of the questions are followed by up to so many words of the world that mean nothing there, the others by
+        up to two courteous phrases; with 0 none is followed by anything.
     """
     asked = QUESTIONS[fact.attribute][rng.integers(len(QUESTIONS[fact.attribute]))].format(fact.thing)
     end: list[str] = []
@@ -185,15 +190,25 @@ def dialogues(
 class Chat:
     """How a model reads a dialogue: a mode, what a user says, and where the answer begins and ends.
 
-    Marks, and every other special token, are no part of a text.
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    opening : str
+        Before the question, with a place for the mode if there are modes.
+    turn : str
+        After the question.
+    space : str
+        Before the question's and the answer's first word.
+    end, pad : str
+        Marks: after an answer, and where there is nothing. They, and every other special token, are no part of a text.
     """
 
     tokenizer: Tokenizer
-    opening: str  # before the question, with a place for the mode if there are modes
-    turn: str  # after the question
-    space: str  # before the question's and the answer's first word
-    end: str  # mark after an answer
-    pad: str  # mark where there is nothing
+    opening: str
+    turn: str
+    space: str
+    end: str
+    pad: str
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text."""

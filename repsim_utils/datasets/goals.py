@@ -23,11 +23,17 @@ NAMES = ("benign", *corpora.GOALS)
 
 
 def load(name: str, n: int, *, accept_harmful: bool = False) -> list[str]:
-    """The first requests of a collection, at most n.
+    """The first requests of a collection.
 
-    It is ``benign``, or ``advbench`` (Zou et al. 2023), which this repository does not hold: it is read from the hub,
-    or from Parquet files in ``$REPSIM_DATA/hub/advbench/``. Whoever wants another than ``benign`` says so, with
-    `accept_harmful`.
+    Parameters
+    ----------
+    name : str
+        ``benign``, or ``advbench`` (Zou et al. 2023), which this repository does not hold: it is read from the hub, or
+        from Parquet files in ``$REPSIM_DATA/hub/advbench/``.
+    n : int
+        At most so many.
+    accept_harmful : bool
+        Whoever wants another collection than ``benign`` says so.
 
     Raises
     ------

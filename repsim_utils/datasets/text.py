@@ -55,11 +55,19 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """Corpora by name, and the tokenizer that encoded them."""
+    """Corpora by name, and the tokenizer that encoded them.
+
+    Attributes
+    ----------
+    corpora : dict of str to Corpus
+    tokenizer : Tokenizer
+    fingerprint : str
+        The same for the same documents, tokenizer and rules.
+    """
 
     corpora: dict[str, Corpus]
     tokenizer: Tokenizer
-    fingerprint: str  # the same for the same documents, tokenizer and rules
+    fingerprint: str
 
 
 def name_of(source: str) -> str:
@@ -94,6 +102,10 @@ def library(
         A corpus is read until so many bytes are kept.
     root : path, optional
         Where tokens are kept: by default `repsim_utils.datasets.cache.default_root`.
+
+    Returns
+    -------
+    Library
 
     Raises
     ------

@@ -54,10 +54,19 @@ DIGITS_SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c5538
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one split; those that come from disk are a read-only memory map: never write to it in place."""
+    """Images of one split.
 
-    images: Tensor  # uint8 (n, 3, h, w)
-    labels: Tensor  # int64 (n,), ids into `classes`
+    Attributes
+    ----------
+    images : Tensor
+        uint8 (n, 3, h, w). Where it comes from disk it is a read-only memory map: never write to it in place.
+    labels : Tensor
+        int64 (n,), ids into `classes`.
+    classes : tuple of str
+    """
+
+    images: Tensor
+    labels: Tensor
     classes: tuple[str, ...]
 
 
@@ -80,6 +89,10 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
     root : path, optional
         Where archives (``<root>/<name>/``) and parsed images (``<root>/<name>-<size>/``) are kept: by default
         `repsim_utils.datasets.cache.default_root`.
+
+    Returns
+    -------
+    Images
 
     Raises
     ------
@@ -107,9 +120,13 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
 def fingerprint(source: str | Path, size: int | None = None) -> str:
     """What the pixels of `load` come from: the same text for the same images, such as ``"cifar100@eb9058c3-32"``.
 
-    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size; a
-    DataError if it is not laid out as `load` says. Contents are read again only if a name, a length or a time of
-    modification has changed.
+    For a folder, 16 hexadecimal digits of the SHA-256 of the names and contents of its images, and the size. Contents
+    are read again only if a name, a length or a time of modification has changed.
+
+    Raises
+    ------
+    DataError
+        If a folder is not laid out as `load` says.
     """
     size = _size(source, size)
     if source in NAMES:

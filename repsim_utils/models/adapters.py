@@ -18,9 +18,22 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, seed: int) -> GPT:
     """A model with fresh adapters beside the linear maps of every block: W x becomes W x + (alpha / rank) B A x.
 
-    A has `rank` rows, and B as many columns; only they can learn, and they are in float32, whatever the base is in. B
-    begins at zero, so that nothing is changed yet. The base, in Llama's shape, shares its weights with the copy, which
-    never changes them; the global random state is left alone. Dropout is of what A reads, the seed of A.
+    Parameters
+    ----------
+    base : GPT
+        In Llama's shape. Its weights are shared with the copy, which never changes them.
+    rank : int
+        Rows of A and columns of B.
+    alpha : int
+    dropout : float
+        Of what A reads.
+    seed : int
+        Of A; B begins at zero, so that nothing is changed yet. The global random state is left alone.
+
+    Returns
+    -------
+    GPT
+        Only A and B can learn; they are in float32, whatever the base is in.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -68,8 +81,11 @@ def load(model: GPT, weights: dict[str, Tensor]) -> GPT:
 def updates(model: GPT, base: GPT) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """What fine-tuning added to the linear maps of every block, as products of two matrices.
 
-    For each block, by the name of the map: float32 ``left`` (out, r) and ``right`` (r, in), on the CPU, whose product
-    is the change of the map's weights. Where all weights have learned, ``right`` is the identity.
+    Returns
+    -------
+    list of dict
+        For each block, by the name of the map: float32 ``left`` (out, r) and ``right`` (r, in), on the CPU, whose
+        product is the change of the map's weights. Where all weights have learned, ``right`` is the identity.
     """
     found = []
     for block, before in zip(model.body.layers, base.body.layers, strict=True):

@@ -19,10 +19,21 @@ Schedule = Literal["linear", "squaredcos_cap_v2"]
 
 
 class Denoiser(nn.Module):
-    """A UNet that is given a noisy image, the timestep and a class, and tells the noise. Pixels are between -1 and 1.
+    """A UNet that is given a noisy image, the timestep and a class, and tells the noise.
 
-    The `unet`, a diffusers.UNet2DModel, has one class more than there are: the last, `null`, says nothing of the image.
-    By `schedule`, a name of diffusers', noise grows with the timestep.
+    Pixels are between -1 and 1.
+
+    Parameters
+    ----------
+    unet : diffusers.UNet2DModel
+        With one class more than there are: the last, `null`, says nothing of the image.
+    schedule : {"linear", "squaredcos_cap_v2"}
+        How noise grows with the timestep, by diffusers' names.
+
+    Attributes
+    ----------
+    null : int
+        The class that says nothing.
     """
 
     def __init__(self, unet: Any, schedule: Schedule) -> None:
@@ -48,11 +59,22 @@ class Denoiser(nn.Module):
         return self._noising.add_noise(images, noise, timesteps)
 
     def represent(self, noisy: Tensor, timesteps: Tensor, *, layers: bool = False) -> dict[str, Tensor]:
-        """Means and standard deviations, over pixels, of channels of the last activation, for the null class.
+        """Means and standard deviations, over pixels, of the channels of the last activation, for the null class.
 
-        With `layers` of every block as well, from the first to the last. From images (n, 3, h, w) and timesteps int64
-        (n,) to a dict, from ``last``, what the output convolution is given, and the names of blocks (``down 1``, …,
-        ``middle``, ``up 1``, …) to (n, 2 d), for the d channels of that layer.
+        Parameters
+        ----------
+        noisy : Tensor
+            (n, 3, h, w).
+        timesteps : Tensor
+            int64 (n,).
+        layers : bool
+            Of every block as well, from the first to the last.
+
+        Returns
+        -------
+        dict
+            From ``last``, what the output convolution is given, and the names of blocks (``down 1``, …, ``middle``,
+            ``up 1``, …) to (n, 2 d), for the d channels of that layer.
         """
         found: dict[str, Tensor] = {}
 
@@ -158,10 +180,13 @@ def sample(
     guidance: float = 3.0,
     batch_size: int = 100,
 ) -> Tensor:
-    """Draw an image for each label, int64 (n,): DDIM (Song et al. 2021) with classifier-free guidance.
+    """Draw an image for each label: DDIM (Song et al. 2021) with classifier-free guidance.
 
     Parameters
     ----------
+    model : Denoiser
+    labels : Tensor
+        int64 (n,).
     size : int
         Height and width in pixels.
     seed : int
@@ -170,6 +195,7 @@ def sample(
         Of the `TIMESTEPS`, evenly spaced.
     guidance : float
         How far to go from what the null class says towards what the label says, and beyond: 1 is the label's alone.
+    batch_size : int
 
     Returns
     -------

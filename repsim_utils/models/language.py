@@ -18,9 +18,14 @@ VERSION = 1  # raised when the same arguments and seed give another network
 class GPT(nn.Module):
     """A decoder-only transformer.
 
-    Its `body`, such as transformers' `GPT2Model` or `LlamaModel`, leads from tokens (n, t) to hidden states (n, t, d),
-    normalised after the last block; its `head`, by default the matrix that embeds tokens, from there to logits. It
-    reads `context` tokens at once, by default the most that the body can.
+    Parameters
+    ----------
+    body : transformers.PreTrainedModel
+        From tokens (n, t) to hidden states (n, t, d), normalised after the last block: a `GPT2Model`, a `LlamaModel`.
+    head : nn.Linear, optional
+        From hidden states to logits; by default the matrix that embeds tokens.
+    context : int, optional
+        How many tokens it reads at once; by default the most that the body can.
     """
 
     def __init__(self, body: Any, head: nn.Module | None = None, context: int | None = None) -> None:
@@ -79,10 +84,18 @@ def build(
     if width % n_head:
         raise ValueError(f"width must be a multiple of n_head = {n_head}, got {width}")
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=context, n_embd=width, n_layer=n_layer, n_head=n_head,
-        activation_function="gelu", embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
+        n_layer=n_layer,
+        n_head=n_head,
+        activation_function="gelu",
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        resid_pdrop=dropout,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     config._attn_implementation = "sdpa"
     with seeded(seed):
         return GPT(GPT2Model(config))
@@ -92,10 +105,30 @@ def build(
 def generate(
     model: GPT, prompt: Tensor, n: int, *, seed: int, temperature: float = 0.8, top_k: int | None = 50
 ) -> Tensor:
-    """Text as the model would go on: n tokens, each drawn from the `top_k` likeliest, or from all where that is None.
+    """Text as the model would go on: token by token, each drawn from the likeliest.
 
-    From a prompt, int64 (t,), of at least one token to int64 (t + n,), on the CPU. Logits are divided by the
-    temperature. A temperature, `top_k` or prompt that is none gives a ValueError.
+    Parameters
+    ----------
+    model : GPT
+    prompt : Tensor
+        int64 (t,), at least one token.
+    n : int
+        How many tokens to add.
+    seed : int
+    temperature : float
+        Logits are divided by it.
+    top_k : int, optional
+        How many of the likeliest tokens are drawn from; None for all.
+
+    Returns
+    -------
+    Tensor
+        int64 (t + n,), on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the temperature, `top_k` or the prompt is none.
     """
     if temperature <= 0 or (top_k is not None and top_k < 1) or not len(prompt):
         raise ValueError(

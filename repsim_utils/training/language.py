@@ -76,7 +76,17 @@ def whole(tokens: NDArray[Any]) -> Stream:
 def draw(streams: Sequence[Stream], n: int, context: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Windows at random: for each a stream is drawn, then a place in it, all places being equally likely.
 
-    For each of n, int64 (n, 2): which stream, and where in its tokens the window begins. A window is within one chunk.
+    Parameters
+    ----------
+    streams : sequence of Stream
+    n : int
+    context : int
+    rng : Generator
+
+    Returns
+    -------
+    ndarray
+        int64 (n, 2): which stream, and where in its tokens the window begins. A window is within one chunk.
     """
     places = [_places(stream, context) for stream in streams]
     found = []
@@ -110,9 +120,19 @@ def _places(stream: Stream, context: int) -> NDArray[np.int64]:
 
 
 def windows(streams: Sequence[Stream], n: int, context: int) -> Tensor:
-    """Windows at fixed places, which do not overlap and lie evenly over each stream: int64 (m, context + 1).
+    """Windows at fixed places, which do not overlap and lie evenly over each stream.
 
-    There are ``n // len(streams)`` of each stream, at least one, if it has so many.
+    Parameters
+    ----------
+    streams : sequence of Stream
+    n : int
+        ``n // len(streams)`` of each stream, at least one, if it has so many.
+    context : int
+
+    Returns
+    -------
+    Tensor
+        int64 (m, context + 1).
     """
     rows = []
     for stream in streams:
@@ -152,6 +172,10 @@ def train(
         default all.
     progress : bool
         Show a progress bar, with the losses and tokens a second.
+
+    Returns
+    -------
+    History
 
     Raises
     ------

@@ -55,8 +55,10 @@ def train(
     Parameters
     ----------
     model : Classifier
-    images, labels : Tensor
-        uint8 (n, 3, h, w) and int64 (n,).
+    images : Tensor
+        uint8 (n, 3, h, w).
+    labels : Tensor
+        int64 (n,).
     recipe : Recipe
     seed : int
         Of the order of batches and of the augmentation.
@@ -112,9 +114,20 @@ def _optimizer(model: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Change a batch at random, each image in its own way; the generator is on the CPU.
+    """Change a batch at random, each image in its own way.
 
-    From uint8 (n, 3, h, w) to float32 (n, 3, h, w) in [0, 1], channels last, on the images' device.
+    Parameters
+    ----------
+    images : Tensor
+        uint8 (n, 3, h, w).
+    recipe : Recipe
+    generator : Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor
+        float32 (n, 3, h, w) in [0, 1], channels last, on the images' device.
     """
     n, _, height, width = images.shape
     where = images.device
@@ -152,7 +165,22 @@ def _jitter(pixels: Tensor, strength: float, generator: torch.Generator) -> Tens
 
 @torch.inference_mode()
 def accuracy(model: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
-    """Share of images, uint8 (n, 3, h, w), whose class, int64 (n,), the model names: in [0, 1]."""
+    """Share of images whose class the model names.
+
+    Parameters
+    ----------
+    model : Classifier
+    images : Tensor
+        uint8 (n, 3, h, w).
+    labels : Tensor
+        int64 (n,).
+    batch_size : int
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
     model.to(device()).eval()
     guesses = torch.cat([model(as_float(batch)).argmax(1).cpu() for batch in images.split(batch_size)])
     return float((guesses == labels).double().mean())
