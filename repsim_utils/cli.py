@@ -73,7 +73,7 @@ def color_shape_digit(
     from repsim_utils.datasets import shards
 
     if not check:
-        shards.write_color_shape_digit(out, shards.default_sizes(n_train), seed=seed, size=size, difficulty=difficulty)
+        shards.write(out, n_train, seed=seed, size=size, difficulty=difficulty)
     shards.verify(out)
     typer.echo(f"{out}: every shard matches its checksum")
 

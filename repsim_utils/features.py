@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim_utils.models.device import device
 from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
 from repsim_utils.models.language import GPT
-from repsim_utils.models.vision import Classifier, as_float, device
+from repsim_utils.models.vision import Classifier, as_float
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one way in which this package writes what it will read again."""
+"""Files and folders that are whole or not there: the one way in which this package writes what it will read again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import psutil
+from filelock import BaseFileLock, FileLock
+
+MANIFEST = "manifest.json"
+DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading something damaged may raise. Other errors of the system say only that it cannot be read now."""
+_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has computed
 
 
 def write(path: Path, content: bytes) -> None:
@@ -33,7 +43,42 @@ def write(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def making(folder: Path, keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """An empty folder, which gets the name `folder` once it is filled; after an exception or a kill, nothing does.
+
+    What has that name by then is replaced, unless `keep` says that it stays. What lies beside the empty folder (in its
+    ``parent``) is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    with _beside(folder) as work:
+        made = Path(work) / "made"
+        made.mkdir()
+        yield made
+        os.chmod(made, 0o755)
+        try:
+            os.rename(made, folder)
+        except OSError:  # something is there
+            if keep():
+                return
+            discard(folder)
+            os.rename(made, folder)
+        _sync_folder(folder.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder, of which nobody sees a part meanwhile, unless another process was first."""
+    with _beside(path) as work, suppress(FileNotFoundError):
+        os.rename(path, Path(work) / path.name)
+
+
+def _beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    prefix = temporary_prefix(path)
+    return tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True)
 
 
 def temporary_prefix(path: Path) -> str:
@@ -43,22 +88,32 @@ def temporary_prefix(path: Path) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders that processes of this machine left when they were killed."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        owner = path.name.split(f".{socket.gethostname()}.")[-1].split(".")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").is_dir():
+    here = f".{socket.gethostname()}."
+    for path in folder.glob(f".*{here}*.tmp"):
+        owner = path.name.rpartition(here)[2].partition(".")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(path: Path) -> BaseFileLock:
+    """For one process at a time, and released by a kill: ``with lock(path): …``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
 
 
 def sha256(path: Path) -> str:
@@ -67,9 +122,49 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def verify(path: Path, checksum: str, n_bytes: int | None = None) -> None:
+    """Hold a file against its length each time, and against its checksum once in each process.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If it is another one, or none.
+    """
+    stat = path.stat()
+    if n_bytes not in (None, stat.st_size):
+        raise ValueError(f"{path.name} has {stat.st_size} bytes instead of {n_bytes}")
+    stamp = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, checksum)
+    if stamp not in _verified:
+        if sha256(path) != checksum:
+            raise ValueError(f"{path.name} does not match its checksum")
+        _verified.add(stamp)
+
+
+def seal(folder: Path, **about: Any) -> None:
+    """Write a manifest of the files in a folder, with what else is to be known of them."""
+    sums = {path.name: {"n_bytes": path.stat().st_size, "sha256": sha256(path)} for path in folder.iterdir()}
+    write(folder / MANIFEST, canonical_json(about | {"files": sums}))
+
+
+def manifest_of(folder: Path, version: int | list[int], *names: str) -> dict[str, Any]:
+    """The manifest of a folder, after some of its files were held against it; raises one of `DAMAGE`."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    if manifest["version"] != version:
+        raise ValueError(f"it is of version {manifest['version']}")
+    for name in names:
+        verify(folder / name, manifest["files"][name]["sha256"], manifest["files"][name]["n_bytes"])
+    return manifest
+
+
 def canonical_json(value: Any) -> bytes:
     """The same bytes for the same value, whatever the order of its keys; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def user_folder(variable: str, *below: str) -> Path:
+    """The folder that an environment variable names, or else one in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(variable) or Path(cache, *below))
 
 
 def data_folder() -> Path:

@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from safetensors.torch import load_file, save
 from repsim_utils import RepsimError, files
 
 log = logging.getLogger(__name__)
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged record may raise
 
 
 class StoreError(RepsimError):
@@ -59,8 +55,7 @@ def key(config: Mapping[str, Any]) -> str:
 
 def default_root() -> Path:
     """``$REPSIM_STORE``, or ``repsim`` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REPSIM_STORE") or Path(cache) / "repsim")
+    return files.user_folder("REPSIM_STORE", "repsim")
 
 
 class Store:
@@ -104,7 +99,7 @@ class Store:
     def load(self, kind: str, config: Mapping[str, Any]) -> Run | None:
         """The run of this configuration, or None if there is none.
 
-        A damaged run is named in a warning, put aside and counts as missing.
+        A damaged run is named in a warning, removed and counts as missing.
 
         Raises
         ------
@@ -116,12 +111,9 @@ class Store:
             return None
         try:
             return Run(path, _read(path, config))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, *_DAMAGE) as error:
+        except files.DAMAGE as error:
             log.warning("damaged run %s is computed again (%s)", path, error)
-            aside = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(path), suffix=".tmp", dir=path.parent))
-            with suppress(FileNotFoundError):  # another process was first
-                os.rename(path, aside / path.name)
-            shutil.rmtree(aside, ignore_errors=True)
+            files.discard(path)
             return None
 
     def save(
@@ -139,10 +131,7 @@ class Store:
             If it cannot be written (a full disk, say); nothing is left behind.
         """
         path = self.root / kind / key(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(path.parent)
-        folder = Path(tempfile.mkdtemp(prefix=files.temporary_prefix(path), suffix=".tmp", dir=path.parent))
-        try:
+        with files.making(path, keep=lambda: self.load(kind, config) is not None) as folder:
             contents = {"config.json": files.canonical_json(config)}
             if weights is not None:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -152,15 +141,6 @@ class Store:
             contents["record.json"] = files.canonical_json(whole | {"checksum": _checksum(whole)})
             for name, content in contents.items():
                 files.write(folder / name, content)
-            os.chmod(folder, 0o755)
-            try:
-                os.rename(folder, path)
-            except OSError:
-                if self.load(kind, config) is None:  # what stood there was damaged and has been put aside
-                    os.rename(folder, path)
-            files.sync_folder(path.parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return Run(path, json.loads(files.canonical_json(record)))
 
 
@@ -174,8 +154,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if whole.pop("checksum") != _checksum(whole):
         raise ValueError("record.json does not match its checksum")
     for name, checksum in whole["sha256"].items():
-        if files.sha256(path / name) != checksum:
-            raise ValueError(f"{name} does not match its checksum")
+        files.verify(path / name, checksum)
     if (path / "config.json").read_bytes() != files.canonical_json(config):
         raise ValueError("config.json is of another configuration")
     return whole["record"]

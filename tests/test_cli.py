@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from repsim_utils import __version__, cli, files, metrics, profiles, published
-from repsim_utils.datasets.shards import DamagedDataError
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from repsim_utils.store import key
 from tests.tiny import NETWORKS
@@ -362,10 +361,6 @@ def test_data(repsim, tmp_path):
     assert repsim(*command)[0] == 0  # mends it
     code, _, err = repsim(*command, "--seed", "1")
     assert code == 2 and "holds another data set" in err
-
-
-def test_damaged_data_are_an_error_of_the_files_not_of_the_user():
-    assert not issubclass(DamagedDataError, ValueError)
 
 
 def test_figure(repsim, tmp_path):

@@ -147,7 +147,7 @@ def test_a_crash_before_the_rename_leaves_nothing(store, monkeypatch, call, erro
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(type(error)):
             store.save("models", CONFIG, RECORD, some_weights())
     assert everything_in(store.root) == ["models"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from repsim_utils import RepsimError, files
+from repsim_utils import files
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.color_shape_digit import (
     COLORS,
     DIGITS,
@@ -26,76 +27,58 @@ from repsim_utils.datasets.color_shape_digit import (
 )
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
 SHARD_SIZE = 20_000  # images: 47 MB at 28 pixels
 
 
-class DamagedDataError(RepsimError):
-    """Data on disk are not what their manifest says."""
-
-
-def write_color_shape_digit(
-    folder: Path,
-    n_images: dict[str, int],
-    *,
-    seed: int = 0,
-    size: int = 28,
-    difficulty: float = 0.5,
-    shard_size: int = SHARD_SIZE,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Write splits of ColorShapeDigit as shards, or finish what an earlier call began.
+def write(folder: Path, n_train: int = 1000, *, seed: int = 0, size: int = 28, difficulty: float = 0.5) -> None:
+    """Write ColorShapeDigit as shards, or finish what an earlier call began.
 
     ``{split}-{k:05d}.npy`` holds uint8 images (n, 3, size, size), ``{split}-{k:05d}-ids.npy`` uint8 ids (n, 3) of
-    shape, digit and color. A shard counts only once it stands in the manifest with its checksum; shards that do are
-    verified and kept.
+    shape, digit and color; `numpy.load` reads them, with ``mmap_mode="r"`` as memory maps. A shard counts only once it
+    stands in the manifest with its checksum; shards that do are verified and kept.
 
     Parameters
     ----------
     folder : Path
-    n_images : dict
-        Images of each split, such as ``{"train": 800_000, "test": 40_000}``.
+    n_train : int
+        Training images of each combination; for validation and test there are a twentieth each, and at least one.
     seed, size, difficulty
         As in `render`.
-    shard_size : int
-        Images in a shard.
-    progress : bool
-
-    Returns
-    -------
-    dict
-        The manifest.
 
     Raises
     ------
     ValueError
         If the folder holds another data set.
+    DataError
+        If its manifest is damaged.
     OSError
         If the folder is a file, or the disk is full or not writable; the same call goes on later.
     """
+    held_out = max(n_train // 20, 1) * N_COMBINATIONS
+    n_images = {"train": n_train * N_COMBINATIONS, "validation": held_out, "test": held_out}
     header = {"dataset": "color-shape-digit", "version": VERSION, "seed": seed, "size": size}
-    header |= {"difficulty": difficulty, "shard_size": shard_size, "n_images": n_images}
-    header |= {"shapes": SHAPES, "digits": DIGITS, "colors": COLORS}
-    header = json.loads(files.canonical_json(header))
-    manifest = _begin(folder, header)
-    done: dict[str, str] = manifest["sha256"]
-    plan = [(split, k) for split, n in n_images.items() for k in range(-(-n // shard_size))]
-    with tqdm(total=sum(n_images.values()), unit="image", unit_scale=True, disable=not progress) as bar:
-        for split, k in plan:
-            low, high = k * shard_size, min((k + 1) * shard_size, n_images[split])
-            names = _names(split, k)
-            if not all(_is_whole(folder / name, done.get(name)) for name in names):
+    header |= {"difficulty": difficulty, "shard_size": SHARD_SIZE, "n_images": n_images}
+    header = json.loads(files.canonical_json(header | {"shapes": SHAPES, "digits": DIGITS, "colors": COLORS}))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(folder)
+    manifest = _manifest(folder) if (folder / files.MANIFEST).exists() else header | {"sha256": {}}
+    if differing := [key for key in header if manifest.get(key) != header[key]]:
+        there, wanted = ({key: about.get(key) for key in differing} for about in (manifest, header))
+        raise ValueError(f"{folder} holds another data set: it has {there}, wanted was {wanted}; choose another folder")
+    done = manifest["sha256"]
+    with tqdm(total=sum(n_images.values()), unit="image", unit_scale=True) as bar:
+        for split, low, high, names in _shards(manifest):
+            if damage := [fault for name in names if (fault := _fault(folder / name, done))]:
                 if any(name in done for name in names):
-                    log.warning("%s was missing or damaged and is written again", folder / names[0])
-                ids = combination_ids(torch.arange(low, high))
-                start = split_start(split) + low
+                    log.warning("%s; it is written again", damage[0])
+                ids, start = combination_ids(torch.arange(low, high)), split_start(split) + low
                 images = render(*ids, seed=seed, size=size, difficulty=difficulty, start=start)
                 for name, array in zip(names, (images, torch.stack(ids, 1).to(torch.uint8)), strict=True):
-                    files.write(folder / name, _npy(array.numpy()))
+                    np.save(buffer := io.BytesIO(), array.numpy(), allow_pickle=False)
+                    files.write(folder / name, buffer.getvalue())
                     done[name] = files.sha256(folder / name)
-                files.write(folder / MANIFEST, files.canonical_json(manifest))
+                files.write(folder / files.MANIFEST, files.canonical_json(manifest))
             bar.update(high - low)
-    return manifest
 
 
 def verify(folder: Path) -> None:
@@ -103,107 +86,39 @@ def verify(folder: Path) -> None:
 
     Raises
     ------
-    DamagedDataError
+    DataError
         Naming the first shard that is missing or altered.
     """
-    manifest = _read_manifest(folder)
+    manifest = _manifest(folder)
+    for *_, names in _shards(manifest):
+        for name in names:
+            if fault := _fault(folder / name, manifest["sha256"]):
+                raise DataError(f"{fault}; write the data again to mend it")
+
+
+def _shards(manifest: dict[str, Any]) -> Iterator[tuple[str, int, int, tuple[str, str]]]:
+    """Of each shard its split, the range of its images, and the names of its two files."""
+    step = manifest["shard_size"]
     for split, n in manifest["n_images"].items():
-        for k in range(-(-n // manifest["shard_size"])):
-            for name in _names(split, k):
-                if not _is_whole(folder / name, manifest["sha256"].get(name)):
-                    raise DamagedDataError(f"{folder / name} is missing or damaged; write the data again to mend it")
+        for k, low in enumerate(range(0, n, step)):
+            yield split, low, min(low + step, n), (f"{split}-{k:05d}.npy", f"{split}-{k:05d}-ids.npy")
 
 
-class ShardedImages:
-    """One split on disk, read through memory maps.
-
-    Parameters
-    ----------
-    folder : Path
-    split : str
-
-    Raises
-    ------
-    DamagedDataError
-        If the folder holds no complete data set.
-    ValueError
-        If it has no such split.
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        manifest = _read_manifest(folder)
-        if split not in manifest["n_images"]:
-            raise ValueError(f"split must be one of {sorted(manifest['n_images'])}, got {split!r}")
-        self._n, self._shard_size = manifest["n_images"][split], manifest["shard_size"]
-        names = [_names(split, k) for k in range(-(-self._n // self._shard_size))]
-        for name in (name for pair in names for name in pair):
-            if name not in manifest["sha256"] or not (folder / name).is_file():
-                raise DamagedDataError(f"{folder / name} is missing; write the data again to finish them")
-        self._images = [np.load(folder / images, mmap_mode="r") for images, _ in names]
-        self._ids = [np.load(folder / ids, mmap_mode="r") for _, ids in names]
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, index: slice | NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Images (m, 3, size, size) and ids (m, 3) of a slice or an array of indices."""
-        wanted = np.arange(self._n)[index].reshape(-1)
-        images = np.empty((len(wanted), *self._images[0].shape[1:]), np.uint8)
-        ids = np.empty((len(wanted), 3), np.uint8)
-        shard, row = np.divmod(wanted, self._shard_size)
-        for k in np.unique(shard):
-            here = shard == k
-            images[here], ids[here] = self._images[k][row[here]], self._ids[k][row[here]]
-        return images, ids
-
-
-def default_sizes(n_train: int = 1000) -> dict[str, int]:
-    """Images of each split for `n_train` training images a combination: 1,000 give the 800,000 of the paper."""
-    held_out = max(n_train // 20, 1)
-    return {
-        "train": n_train * N_COMBINATIONS,
-        "validation": held_out * N_COMBINATIONS,
-        "test": held_out * N_COMBINATIONS,
-    }
-
-
-def _names(split: str, k: int) -> tuple[str, str]:
-    return f"{split}-{k:05d}.npy", f"{split}-{k:05d}-ids.npy"
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _is_whole(path: Path, checksum: str | None) -> bool:
-    return checksum is not None and path.is_file() and files.sha256(path) == checksum
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _fault(path: Path, sums: dict[str, str]) -> str:
+    """What is wrong with a file, if anything."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if not all(isinstance(manifest[name], dict) for name in ("n_images", "sha256")) or not manifest["shard_size"]:
-            raise ValueError
+        files.verify(path, sums[path.name])
+    except files.DAMAGE:
+        return f"{path} is missing or damaged"
+    return ""
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / files.MANIFEST).read_bytes())
+        _ = list(_shards(manifest)), manifest["sha256"].keys()  # raises where either is none
         return manifest
-    except FileNotFoundError:
-        raise DamagedDataError(f"{folder} has no {MANIFEST}: no data were written there") from None
-    except (ValueError, KeyError, TypeError):
-        raise DamagedDataError(f"{folder / MANIFEST} is damaged; remove it and write the data again") from None
-
-
-def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of what is there already, or an empty one."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; name a folder")
-    files.remove_leftovers(folder)
-    if not (folder / MANIFEST).exists():
-        return header | {"sha256": {}}
-    manifest = _read_manifest(folder)
-    differing = [key for key in header if manifest.get(key) != header[key]]
-    if differing:
-        there = {key: manifest.get(key) for key in differing}
-        wanted = {key: header[key] for key in differing}
-        raise ValueError(f"{folder} holds another data set: it has {there}, wanted was {wanted}; choose another folder")
-    return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} has no {files.MANIFEST}: no data were written there") from None
+    except files.DAMAGE:
+        raise DataError(f"{folder / files.MANIFEST} is damaged; remove it and write the data again") from None

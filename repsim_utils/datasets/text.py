@@ -125,13 +125,11 @@ def library(
     folder = Path(root) if root is not None else cache.default_root()
     folder = folder / f"text-{digest}"
 
-    def make() -> None:
-        with cache.making(folder) as work:
-            (work / "made").mkdir()
-            manifest = _make(work / "made", sources, about)
-            if fingerprint(sources, **about) != digest:
-                raise DataError(f"a file of {', '.join(sources)} changed while it was read; run it again")
-            cache.seal(work / "made", folder, version=[VERSION, corpora.VERSION], **manifest)
+    def make(made: Path) -> dict[str, Any]:
+        manifest = _make(made, sources, about)
+        if fingerprint(sources, **about) != digest:
+            raise DataError(f"a file of {', '.join(sources)} changed while it was read; run it again")
+        return manifest | {"version": [VERSION, corpora.VERSION]}
 
     return cache.kept(folder, lambda: _read(folder, digest), make)
 
@@ -283,12 +281,12 @@ def ready(name: str) -> Tokenizer:
 
 
 def _read(folder: Path, digest: str) -> Library:
-    """What was kept, held against the manifest; raises one of `cache.DAMAGE`."""
-    manifest = cache.manifest_of(folder, [VERSION, corpora.VERSION], "tokenizer.json")
+    """What was kept, held against the manifest; raises one of `files.DAMAGE`."""
+    manifest = files.manifest_of(folder, [VERSION, corpora.VERSION], "tokenizer.json")
     found = {}
     for name, about in manifest["corpora"].items():
         names = [f"{name}-{split}.npy" for split in SPLITS]
-        cache.manifest_of(folder, [VERSION, corpora.VERSION], *names)
+        files.manifest_of(folder, [VERSION, corpora.VERSION], *names)
         train, held_out = (np.load(folder / file, mmap_mode="r", allow_pickle=False) for file in names)
         if any(part.dtype not in (np.uint16, np.uint32) or part.ndim != 1 for part in (train, held_out)):
             raise ValueError(f"tokens of {name} are not a stream of uint16 or uint32")

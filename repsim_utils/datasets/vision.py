@@ -111,7 +111,11 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
     root = Path(root) if root is not None else cache.default_root()
     name = str(source) if source in NAMES else f"folder-{fingerprint(source, size)}"
     folder = root / f"{name}-{size}"
-    return cache.kept(folder, lambda: _read(folder, split, size), lambda: _make(source, name, folder, size), lock=name)
+
+    def make(made: Path) -> dict[str, Any]:
+        return _make(source, name, root / name if source in NAMES else Path(source).expanduser(), made, size)
+
+    return cache.kept(folder, lambda: _read(folder, split, size), make, lock=name)
 
 
 def fingerprint(source: str | Path, size: int | None = None) -> str:
@@ -153,9 +157,9 @@ def _size(source: str | Path, size: int | None) -> int:
 
 
 def _read(folder: Path, split: str, size: int) -> Images:
-    """A split as it was kept, held against the manifest; raises one of `cache.DAMAGE`."""
+    """A split as it was kept, held against the manifest; raises one of `files.DAMAGE`."""
     names = f"{split}-images.npy", f"{split}-labels.npy"
-    manifest = cache.manifest_of(folder, VERSION, *names)
+    manifest = files.manifest_of(folder, VERSION, *names)
     images = np.load(folder / names[0], mmap_mode="r", allow_pickle=False)
     labels = np.load(folder / names[1], allow_pickle=False)
     if images.shape != (len(labels), 3, size, size) or (images.dtype, labels.dtype) != (np.uint8, np.int64):
@@ -166,21 +170,18 @@ def _read(folder: Path, split: str, size: int) -> Images:
     return Images(tensor, torch.from_numpy(labels), tuple(manifest["classes"]))
 
 
-def _make(source: str | Path, name: str, folder: Path, size: int) -> None:
-    """Parse both splits under a temporary name, which becomes that of the folder once all is whole."""
-    known, files_in = source in NAMES, folder.parent / name if source in NAMES else Path(source).expanduser()
-    with cache.making(folder) as work:
-        parsed = work / "parsed"
-        classes, parts = known_parts(name, files_in, work) if known else in_folder(files_in)
-        parsed.mkdir()
-        for split, (images, labels) in parts.items():
-            bar = tqdm(images, f"{files_in.name} {split}", len(labels), unit="image", delay=2)
-            rows, shape = (_pixels(image, size) for image in bar), (len(labels), 3, size, size)
-            _write_npy(parsed / f"{split}-images.npy", rows, shape)
-            _write_npy(parsed / f"{split}-labels.npy", labels, labels.shape)
-        if not known and name != f"folder-{fingerprint(source, size)}":
-            raise DataError(f"{files_in} changed while it was read; load it again")
-        cache.seal(parsed, folder, version=VERSION, classes=classes)
+def _make(source: str | Path, name: str, files_in: Path, folder: Path, size: int) -> dict[str, Any]:
+    """Parse both splits into a folder, and unpack beside it; what the manifest says of them."""
+    known = source in NAMES
+    classes, parts = known_parts(name, files_in, folder.parent) if known else in_folder(files_in)
+    for split, (images, labels) in parts.items():
+        bar = tqdm(images, f"{files_in.name} {split}", len(labels), unit="image", delay=2)
+        rows, shape = (_pixels(image, size) for image in bar), (len(labels), 3, size, size)
+        _write_npy(folder / f"{split}-images.npy", rows, shape)
+        _write_npy(folder / f"{split}-labels.npy", labels, labels.shape)
+    if not known and name != f"folder-{fingerprint(source, size)}":
+        raise DataError(f"{files_in} changed while it was read; load it again")
+    return {"version": VERSION, "classes": classes}
 
 
 def _write_npy(path: Path, rows: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> None:

@@ -16,7 +16,8 @@ from repsim_utils.experiments import vision
 from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds
 from repsim_utils.experiments.samples import Data, evenly, fingerprint
 from repsim_utils.experiments.vision import Kind, Member
-from repsim_utils.models.vision import as_float, device
+from repsim_utils.models.device import device
+from repsim_utils.models.vision import as_float
 from repsim_utils.store import Store
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from repsim_utils.experiments.common import similarities
 from repsim_utils.experiments.finetuned import Pair, base_of, realised_overlap, train_pair, trained
 from repsim_utils.metrics import similarity, symmetric_kl, update_cosine, update_subspaces
 from repsim_utils.models import adapters
+from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
-from repsim_utils.models.vision import device
 from repsim_utils.store import Store, key
 from repsim_utils.training.language import at_once, evaluate, windows
 

@@ -21,8 +21,8 @@ from repsim_utils.experiments import finetuned, reading
 from repsim_utils.experiments.common import Declared, Frozen
 from repsim_utils.experiments.finetuned import Kind, Member
 from repsim_utils.experiments.jailbreak_transfer import Attack
+from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
-from repsim_utils.models.vision import device
 from repsim_utils.store import Store
 
 EXPERIMENT = "jailbreak_finetuned"

@@ -17,8 +17,8 @@ from repsim_utils.datasets.dialogues import Chat, Dialogue, Fact, question
 from repsim_utils.experiments.common import Frozen
 from repsim_utils.experiments.finetuned import Shape
 from repsim_utils.models import adapters, llama
+from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
-from repsim_utils.models.vision import device
 from repsim_utils.overlap import Split, split_by_example
 from repsim_utils.plan import Size
 from repsim_utils.store import Run, Store

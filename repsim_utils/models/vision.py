@@ -16,6 +16,7 @@ from torchvision import models as torchvision_models
 
 from repsim_utils import RepsimError
 from repsim_utils.models import seeded
+from repsim_utils.models.device import device
 
 VERSION = 1  # raised when the same name and seed give another network
 SMALL = ("small_resnet", "small_vit")
@@ -232,11 +233,6 @@ def _downloaded(name: str, get: Any) -> Any:
             f"the pretrained weights of {name} could not be downloaded ({reason}); "
             "try again with a network, or train from scratch with pretrained: false"
         ) from None
-
-
-def device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from repsim_utils import files
+from repsim_utils.models.device import device
 from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
-from repsim_utils.models.vision import device
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raised when the same recipe and seed give another model

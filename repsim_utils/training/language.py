@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
+from repsim_utils.models.device import training_device
 from repsim_utils.models.language import GPT
-from repsim_utils.models.vision import device
 
 # A batch goes through the model in parts, whose gradients add up: of so many windows, fewer if logits are many.
 AT_ONCE, LOGITS_AT_ONCE = 64, 2**30
@@ -186,9 +186,7 @@ def train(
     """
     if not len(validation):
         raise ValueError("there is no window to validate on")
-    where = device()
-    if where.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    where = training_device()
     model.to(where).train()
     optimizer = _optimizer(model, recipe)
     curve: list[dict[str, float]] = []

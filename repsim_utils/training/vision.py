@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from repsim_utils.models.vision import Classifier, as_float, device
+from repsim_utils.models.device import device, training_device
+from repsim_utils.models.vision import Classifier, as_float
 
 VERSION = 1  # raised when the same recipe and seed give another model
 
@@ -78,9 +79,7 @@ def train(
     if len(labels) != n or n < 2:
         raise ValueError(f"training needs two images or more, and as many labels; got {n} images, {len(labels)} labels")
     batch_size = min(recipe.batch_size, n)
-    where = device()
-    if where.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it
+    where = training_device()
     model.to(where).train()
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)

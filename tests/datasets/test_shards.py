@@ -12,20 +12,24 @@ import pytest
 import torch
 
 from repsim_utils.datasets import shards
+from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.color_shape_digit import ColorShapeDigit
-from repsim_utils.datasets.shards import DamagedDataError, ShardedImages, verify
+from repsim_utils.datasets.shards import verify
 
-SIZES = {"train": 1600, "test": 800}
+SIZES = {"train": 1600, "validation": 800, "test": 800}
 
 
-def write(folder, n_images=SIZES, **options):
-    return shards.write_color_shape_digit(
-        folder, n_images, **{"seed": 4, "size": 16, "shard_size": 700, "progress": False} | options
-    )
+def write(folder, n_train=2, **options):
+    shards.write(folder, n_train, **{"seed": 4, "size": 16} | options)
+
+
+def checksums(folder):
+    return json.loads((folder / "manifest.json").read_text())["sha256"]
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SIZE", 700)
     write(tmp_path / "data")
     return tmp_path / "data"
 
@@ -37,35 +41,35 @@ def modified(folder):
 @pytest.mark.parametrize("split", SIZES)
 def test_disk_equals_memory(folder, split):
     data = ColorShapeDigit(SIZES[split] // 800, split=split, seed=4, size=16)
-    images, ids = ShardedImages(folder, split)[:]
+    images, ids = (
+        [np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{split}-{end}.npy"))]
+        for end in ("[0-9]" * 5, "[0-9]" * 5 + "-ids")
+    )
+    assert len(images) == len(ids) > 1 and all(isinstance(part, np.memmap) for part in images + ids)
+    images, ids = np.concatenate(images), np.concatenate(ids)
     np.testing.assert_array_equal(images, data.images)
     np.testing.assert_array_equal(ids, torch.stack([data.shape, data.digit, data.color], 1))
-    assert images.dtype == ids.dtype == np.uint8 and len(ShardedImages(folder, split)) == len(data)
-
-
-@pytest.mark.parametrize("index", [slice(690, 710), slice(None, None, -100), np.array([1599, 0, 700, 0]), slice(0, 0)])
-def test_any_index_reads_across_shards(folder, index):
-    data = ShardedImages(folder, "train")
-    images, ids = data[:]
-    some, their_ids = data[index]
-    np.testing.assert_array_equal(some, images[index])
-    np.testing.assert_array_equal(their_ids, ids[index])
+    assert images.dtype == ids.dtype == np.uint8 and len(images) == SIZES[split]
 
 
 def test_files_are_whole_shards_and_a_manifest(folder):
-    names = {f"train-0000{k}" for k in range(3)} | {f"test-0000{k}" for k in range(2)}
+    names = {f"train-0000{k}" for k in range(3)} | {
+        f"{part}-0000{k}" for part in ("validation", "test") for k in (0, 1)
+    }
     expected = {f"{name}{end}.npy" for name in names for end in ("", "-ids")} | {"manifest.json"}
     assert {path.name for path in folder.iterdir()} == expected
-    assert set(json.loads((folder / "manifest.json").read_text())["sha256"]) == expected - {"manifest.json"}
+    assert set(checksums(folder)) == expected - {"manifest.json"}
+    assert json.loads((folder / "manifest.json").read_text())["n_images"] == SIZES
     verify(folder)
 
 
 def test_resuming_keeps_what_is_good_and_mends_the_rest(folder):
-    before, sums = modified(folder), json.loads((folder / "manifest.json").read_text())["sha256"]
+    before, sums = modified(folder), checksums(folder)
     damaged, missing = folder / "train-00001.npy", folder / "test-00000-ids.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     missing.unlink()
-    assert write(folder)["sha256"] == sums
+    write(folder)
+    assert checksums(folder) == sums
     verify(folder)
     after = modified(folder)
     rewritten = {name for name in before if after[name] != before[name]}
@@ -80,13 +84,11 @@ def test_resuming_a_whole_data_set_writes_nothing(folder, monkeypatch):
     assert modified(folder) == before
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 5}, {"size": 17}, {"difficulty": 0.4}, {"shard_size": 701}, {"n_images": {"train": 1600}}],
-)
+@pytest.mark.parametrize("change", [{"seed": 5}, {"size": 17}, {"difficulty": 0.4}, {"n_train": 1}])
 def test_another_data_set_in_the_folder_is_an_error(folder, change):
     before = modified(folder)
-    with pytest.raises(ValueError, match=f"holds another data set.*{next(iter(change))}.*choose another folder"):
+    wanted = next(iter(change)).replace("n_train", "n_images")
+    with pytest.raises(ValueError, match=f"holds another data set.*{wanted}.*choose another folder"):
         write(folder, **change)
     assert modified(folder) == before
     verify(folder)
@@ -97,40 +99,35 @@ def test_verify_notices_one_flipped_bit(folder, name):
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(DamagedDataError, match=f"{name} is missing or damaged"):
+    with pytest.raises(DataError, match=f"{name} is missing or damaged"):
         verify(folder)
 
 
 def test_a_missing_shard_is_named(folder):
     (folder / "train-00001-ids.npy").unlink()
-    with pytest.raises(DamagedDataError, match=r"train-00001-ids.npy is missing"):
-        ShardedImages(folder, "train")
-    with pytest.raises(DamagedDataError, match=r"train-00001-ids.npy is missing"):
+    with pytest.raises(DataError, match=r"train-00001-ids.npy is missing"):
         verify(folder)
-    ShardedImages(folder, "test")
 
 
-def test_a_truncated_manifest_is_an_error_that_says_what_to_do(folder):
+@pytest.mark.parametrize("damage", ["[]", '{"n_images": {}}', '{"n_images": {"train": 2}, "shard_size": 0}', None])
+def test_a_damaged_manifest_is_an_error_that_says_what_to_do(folder, damage):
     manifest = folder / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:-20])
-    for attempt in (verify, write, lambda folder: ShardedImages(folder, "train")):
-        with pytest.raises(DamagedDataError, match=r"manifest.json is damaged; remove it and write the data again"):
+    manifest.write_text(manifest.read_text()[:-20] if damage is None else damage)
+    for attempt in (verify, write):
+        with pytest.raises(DataError, match=r"manifest.json is damaged; remove it and write the data again"):
             attempt(folder)
     manifest.unlink()
     write(folder)
     verify(folder)
 
 
-def test_reading_what_was_never_written(tmp_path, folder):
-    with pytest.raises(DamagedDataError, match="no data were written there"):
-        ShardedImages(tmp_path / "nowhere", "train")
-    with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\], got 'validation'"):
-        ShardedImages(folder, "validation")
-
-
-def test_default_sizes_are_those_of_the_paper():
-    assert shards.default_sizes()["train"] == 800_000
-    assert shards.default_sizes(1) == {"train": 800, "validation": 800, "test": 800}
+def test_where_nothing_was_written_or_a_file_stands(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for name in ("nowhere", "file"):
+        with pytest.raises(DataError, match="no data were written there"):
+            verify(tmp_path / name)
+    with pytest.raises(FileExistsError, match="file"):
+        write(tmp_path / "file")
 
 
 def test_kill_in_mid_write_then_again_gives_the_same_files(tmp_path):
@@ -138,9 +135,6 @@ def test_kill_in_mid_write_then_again_gives_the_same_files(tmp_path):
         code = "from repsim_utils.cli import main; main()"
         options = ["data", "color-shape-digit", "--out", str(folder), "--n-train", "60", "--size", "16"]
         return subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def checksums(folder):
-        return json.loads((folder / "manifest.json").read_text())["sha256"]
 
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = start(killed)
@@ -154,7 +148,7 @@ def test_kill_in_mid_write_then_again_gives_the_same_files(tmp_path):
     assert process.returncode == -signal.SIGKILL
     done = checksums(killed)
     assert 2 <= len(done) < 10  # two files for each of 3 + 1 + 1 shards
-    with pytest.raises(DamagedDataError):
+    with pytest.raises(DataError):
         verify(killed)
     before = {name: when for name, when in modified(killed).items() if name in done}
 

@@ -638,7 +638,7 @@ def test_the_second_time_nothing_is_parsed_locked_or_hashed(offline, root, monke
     load("cifar100", "test", root=root)
     for path in (root / "cifar100").iterdir():
         path.unlink()
-    monkeypatch.setattr(caching, "_lock", None)
+    monkeypatch.setattr(vision.files, "lock", None)
     monkeypatch.setattr(vision.files, "sha256", None)
     for split in N:
         assert_same(load("cifar100", split, root=root), expected[split], classes)
@@ -728,7 +728,7 @@ def test_damage_of_the_same_length_and_time_is_noticed_by_another_process(offlin
     stat = path.stat()
     flip_a_bit(path.parent)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    monkeypatch.setattr(caching, "_verified", set())  # as in a process that has just begun
+    monkeypatch.setattr(vision.files, "_verified", set())  # as in a process that has just begun
     assert_same(load("cifar10", "train", root=root), expected["train"], classes)
     assert "train-images.npy does not match its checksum" in caplog.text
 
