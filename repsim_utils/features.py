@@ -16,6 +16,7 @@ from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
 from repsim_utils.models.language import GPT
 from repsim_utils.models.vision import Classifier, as_float
 
+VERSION = 1  # raised when the same input gives another result
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repsim_utils.attacks import adversarial
 
+VERSION = 1  # raised when the same input gives another result
 RATES = ("transfer", "white_box", "transfer_given_fooled", "same_mistake", "unmoved")
 Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
 

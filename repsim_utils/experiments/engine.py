@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from inspect import signature
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
@@ -15,7 +16,7 @@ from pydantic import computed_field
 from torch import Tensor, nn
 
 from repsim_utils.experiments.common import Declared, Frozen
-from repsim_utils.models.vision import device
+from repsim_utils.models.device import device
 from repsim_utils.plan import Size
 from repsim_utils.store import Run, Store
 
@@ -179,12 +180,13 @@ def experiment(
     prepare: Callable[[Any], None] = lambda cells: None,
     gallery: Callable[[Any, Store], Tensor] | None = None,
 ) -> Callable[[Any], Any]:
-    """Put a function ``pairs(settings)``, or of several names ``pairs(settings, name)``, into the register."""
+    """Put a function ``pairs(settings)``, or of several names ``pairs(settings, kind)``, into the register."""
 
     def register(pairs: Any) -> Any:
         settings = get_type_hints(pairs)["settings"]
         for name in names:
-            function = pairs if len(names) == 1 else partial(pairs, kind=name)
+            several = "kind" in signature(pairs).parameters
+            function = partial(pairs, kind=name) if several else pairs
             EXPERIMENTS[name] = Experiment(settings, function, by, prepare, gallery)
         return pairs
 
