@@ -6,6 +6,7 @@ function from settings to pairs that `experiment` puts into the register. Comman
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from inspect import signature
@@ -152,6 +153,8 @@ class Experiment(NamedTuple):
 
     Attributes
     ----------
+    about : str
+        What it is on, in one line: the first of its module's docstring.
     settings : type
         What a profile says of it.
     pairs : callable
@@ -164,6 +167,7 @@ class Experiment(NamedTuple):
         ``gallery(cells, store)``: pictures uint8 (rows, columns, 3, h, h), recorded beside the table.
     """
 
+    about: str
     settings: type[Declared]
     pairs: Callable[[Any], list[Any]]
     by: tuple[str, ...]
@@ -184,10 +188,11 @@ def experiment(
 
     def register(pairs: Any) -> Any:
         settings = get_type_hints(pairs)["settings"]
+        about = (sys.modules[pairs.__module__].__doc__ or "").partition("\n")[0]
         for name in names:
             several = "kind" in signature(pairs).parameters
             function = partial(pairs, kind=name) if several else pairs
-            EXPERIMENTS[name] = Experiment(settings, function, by, prepare, gallery)
+            EXPERIMENTS[name] = Experiment(about, settings, function, by, prepare, gallery)
         return pairs
 
     return register

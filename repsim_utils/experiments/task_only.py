@@ -74,14 +74,20 @@ class TaskPair(vision.ImagePair):
     """One cell: two models that see the same images."""
 
     depends: ClassVar = (sys.modules[__name__], features, metrics)
+    overlap: int  # a level
     first: Member
     second: Member
 
+    @property
+    def name(self) -> str:
+        """Such as ``shape+digit | shape+color``."""
+        return " | ".join("+".join(member.factors) for member in (self.first, self.second))
+
     def columns(self, store: Store) -> Row:
-        """With what both predict, such as ``shape+digit | shape+color``; what they see is the same."""
+        """With what both predict; what they see is the same."""
         about = super().columns(store)
         about.pop("realised_overlap")
-        return about | {"pair": " | ".join("+".join(member.factors) for member in (self.first, self.second))}
+        return about | {"pair": self.name}
 
     def alike(self, x: Tensor, y: Tensor) -> list[Row]:
         """Similarities with all of `repsim_utils.metrics.Calibrated`."""
