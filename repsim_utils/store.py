@@ -44,8 +44,9 @@ class Run:
     record: dict[str, Any]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, by name."""
-        return load_file(self.path / "weights.safetensors")
+        """The trained weights, by name; of a run that kept none, nothing."""
+        path = self.path / "weights.safetensors"
+        return load_file(path) if path.is_file() else {}
 
 
 def key(config: Mapping[str, Any]) -> str:
