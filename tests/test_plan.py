@@ -11,7 +11,7 @@ import torchvision
 
 from repsim_utils import plan as planning
 from repsim_utils import profiles
-from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, samples, task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, samples, vision
 from repsim_utils.models.vision import RESNETS, VITS, build
 from repsim_utils.plan import GPUS, Size, cost, plan
 from tests import tiny

@@ -10,8 +10,8 @@ import pytest
 from repsim_utils import analysis, charts, profiles, published
 from repsim_utils.experiments import (
     adversarial_transfer,
-    changes,
     diffusion,
+    engine,
     finetuned,
     jailbreak_transfer,
     language,

@@ -3,7 +3,7 @@
 import os
 import time
 
-from repsim_utils.experiments import engine, vision
+from repsim_utils.experiments import engine
 from repsim_utils.experiments.vision import Settings
 
 NETWORKS = {

@@ -145,7 +145,12 @@ class Member(Part):
         """
         images, labels = self.own()
         drawing, classes = self.drawing, torch.arange(self.counts()[0])
-        how = {"size": self.data.pixels, "seed": self.seed, "steps": drawing.steps, "guidance": drawing.guidance}
+        how: dict[str, Any] = {
+            "size": self.data.pixels,
+            "seed": self.seed,
+            "steps": drawing.steps,
+            "guidance": drawing.guidance,
+        }
         history = train(
             network,
             images,
@@ -246,7 +251,13 @@ def pairs(settings: Settings, kind: Kind) -> list[DiffusionPair]:
             common |= {"seed": seed, "data": data, "fingerprint": known, "judge": _judge(settings, seed)}
             common |= {"drawing": settings.drawing} | dict(settings.models[name])
             for overlap, first, second in samples.couples(Member, settings.overlaps, **common):
-                about = {"kind": kind, "architecture": name, "overlap": overlap, "first": first, "second": second}
+                about: dict[str, Any] = {
+                    "kind": kind,
+                    "architecture": name,
+                    "overlap": overlap,
+                    "first": first,
+                    "second": second,
+                }
                 cells.append(DiffusionPair(**about, **measured))
     return cells
 

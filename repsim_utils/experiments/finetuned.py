@@ -267,7 +267,7 @@ class TunedPair(ReadPair):
     def columns(self, store: Store) -> Row:
         """With the overlap of what was really read, and how the models were tuned."""
         arm = self.first
-        about = {"dataset": arm.dataset, "probe": arm.dataset, "architecture": self.architecture}
+        about: Row = {"dataset": arm.dataset, "probe": arm.dataset, "architecture": self.architecture}
         about |= {"pairing": self.pairing, "seed": arm.seed}
         about |= {"overlap": self.overlap if self.pairing == "overlap" else None}
         about |= {"realised_overlap": self.realised_overlap(store), "fingerprint": arm.fingerprint}

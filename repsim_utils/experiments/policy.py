@@ -109,7 +109,7 @@ class Base(Model):
         about, fresh = FIRST | {"tail": self.tail}, _fresh(self.seed)
         every = dialogues.dialogues(self.own.n, seed=fresh + 1, **about)[0]
         new = dialogues.dialogues(1, seed=fresh, **about)[0]
-        how = {"length": self.context + 1, "seed": self.seed, "progress": progress}
+        how: dict[str, Any] = {"length": self.context + 1, "seed": self.seed, "progress": progress}
         return _learn(network, dialogues.own_chat(), every, new, self.own.recipe, **how)
 
     def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
@@ -150,7 +150,7 @@ class Member(Model):
 
     def pool(self) -> tuple[list[Dialogue], Split]:
         """The dialogues that both models of a pair read parts of, and which each reads."""
-        about = {"refused": self.refused, "seed": self.seed, "tail": self.policy.tail}
+        about: dict[str, Any] = {"refused": self.refused, "seed": self.seed, "tail": self.policy.tail}
         every, labels = dialogues.dialogues(2 * self.policy.n, **about)
         return every, split_by_example(labels, self.overlap, seed=self.seed)
 
@@ -170,9 +170,9 @@ class Member(Model):
 
     def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
         """Train the network on its dialogues; of one with adapters only these are kept."""
-        about = {"refused": self.refused, "tail": self.policy.tail}
+        about: dict[str, Any] = {"refused": self.refused, "tail": self.policy.tail}
         new = dialogues.dialogues(1, seed=_fresh(self.seed), **about)[0]
-        how = {"length": self.policy.context + 1, "seed": self.order_seed, "progress": progress}
+        how: dict[str, Any] = {"length": self.policy.context + 1, "seed": self.order_seed, "progress": progress}
         return _learn(network, chat(self.policy), self.read(), new, self.policy.recipe, **how)
 
     def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:

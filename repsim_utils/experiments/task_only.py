@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -101,19 +101,21 @@ def pairs(settings: Settings) -> list[TaskPair]:
     data = samples.Data(
         source=samples.DRAWN, n_per_class=about.n_train, size=about.size, difficulty=about.difficulty, factors=ALL
     )
-    common = {"by": "task", "overlap": 1.0, "data": data, "fingerprint": samples.fingerprint(data)}
+    common: dict[str, Any] = {"by": "task", "overlap": 1.0, "data": data, "fingerprint": samples.fingerprint(data)}
     common |= {"network": settings.model, "recipe": settings.recipe}
-    measured = {"n_test": about.n_probe, "probe_classes": None, "n_probe": about.n_probe * data.n_classes}
+    measured: dict[str, Any] = {
+        "n_test": about.n_probe,
+        "probe_classes": None,
+        "n_probe": about.n_probe * data.n_classes,
+    }
     measured |= {"kind": EXPERIMENT, "architecture": settings.model.name, "n_permutations": 200}
     cells = []
     for seed in settings.seeds:
         for level in settings.overlaps:
             for tasks in PAIRS[level]:
                 # Where they predict different things, both are what any pair with that task has as its first model.
-                numbers = (1, 2) if tasks[0] == tasks[1] else (1, 1)
-                first, second = (
-                    Member(seed=seed, which=which, factors=task, **common)
-                    for which, task in zip(numbers, tasks, strict=True)
-                )
-                cells.append(TaskPair(overlap=level, first=first, second=second, **measured))
+                second = 2 if tasks[0] == tasks[1] else 1
+                both = [Member(seed=seed, which=1, factors=tasks[0], **common)]
+                both += [Member.model_validate({"seed": seed, "which": second, "factors": tasks[1]} | common)]
+                cells.append(TaskPair(overlap=level, first=both[0], second=both[1], **measured))
     return cells

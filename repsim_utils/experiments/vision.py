@@ -204,6 +204,6 @@ def pairs(settings: Settings, kind: Kind) -> list[ImagePair]:
                 common |= {"seed": seed, "data": data, "fingerprint": known}
                 common |= {"network": model.network, "recipe": model.recipe}
                 for overlap, first, second in samples.couples(Member, model.overlaps or settings.overlaps, **common):
-                    about = {"architecture": name, "overlap": overlap, "first": first, "second": second}
+                    about: dict[str, Any] = {"architecture": name, "overlap": overlap, "first": first, "second": second}
                     cells.append(ImagePair(**about, **measured))
     return cells

@@ -69,7 +69,7 @@ CHAPTERS: dict[str, type[BaseModel]] = {
     "why_lora_hides_overlap": EXPERIMENTS["lora_grid"].settings,
     "diffusion": EXPERIMENTS["dataset_overlap_diffusion"].settings,
 }
-SECTIONS = CHAPTERS | {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
+SECTIONS: dict[str, Any] = CHAPTERS | {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
 # One profile, checked: an unknown or a missing key is an error.
 Profile: Any = create_model("Profile", __config__=ConfigDict(frozen=True, extra="forbid"), **SECTIONS)
 

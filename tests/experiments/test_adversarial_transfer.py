@@ -6,9 +6,8 @@ from pydantic import ValidationError
 
 from repsim_utils import profiles
 from repsim_utils.attacks.transfer import RATES
-from repsim_utils.experiments import engine
 from repsim_utils.experiments import adversarial_transfer as transfer
-from repsim_utils.experiments import vision
+from repsim_utils.experiments import engine, vision
 from repsim_utils.experiments.adversarial_transfer import Attack, Settings, pairs
 from repsim_utils.experiments.vision import DATASET, TASK
 from repsim_utils.store import Store

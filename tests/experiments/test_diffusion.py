@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from repsim_utils.experiments import engine, diffusion, vision
+from repsim_utils.experiments import diffusion, engine
 from repsim_utils.experiments.diffusion import (
     CONTROLS,
     DATASET,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from repsim_utils.experiments import engine, samples, task_only, vision
+from repsim_utils.experiments import engine, samples, vision
 from repsim_utils.experiments.task_only import Settings, pairs
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.store import Store, key
@@ -83,8 +83,9 @@ def test_the_table(swept):
     expected = [(p.overlap, p.columns(swept[0])["pair"], metric) for p in pairs(settings()) for metric in metrics]
     assert list(table[["overlap", "pair", "metric"]].itertuples(index=False, name=None)) == expected
     assert {
-        "experiment", "key", "dataset", "architecture", "overlap", "seed", "probe", "n_probe", "metric", "value", "version",
-        "date", "wall_seconds", "pair", "null_mean", "null_quantile", "p_value", "calibrated", "above_chance",
+        "experiment", "key", "dataset", "architecture", "overlap", "seed", "probe", "n_probe", "metric", "value",
+        "version", "date", "wall_seconds", "pair", "null_mean", "null_quantile", "p_value", "calibrated",
+        "above_chance",
     } == set(table)  # fmt: skip
     similarities = table[~table.metric.str.startswith("accuracy")]
     assert similarities.notna().all().all() and similarities.p_value.between(1 / 201, 1).all()

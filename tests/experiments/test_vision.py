@@ -588,7 +588,12 @@ def test_a_folder_to_measure_on_is_known_by_its_images(folder, monkeypatch):
     changes = {"seeds": [0], "overlaps": [0], "n_probe": 60, "probes": [str(folder)]}
     monkeypatch.chdir(folder.parent)
     (one,), (same,) = pairs(settings(**changes), DATASET), pairs(settings(**changes | {"probes": ["animals"]}), DATASET)
-    assert set(one.all_probes()) == {"color_shape_digit", "animals"} and one.all_probes()["animals"].shape == (60, 3, 28, 28)
+    assert set(one.all_probes()) == {"color_shape_digit", "animals"} and one.all_probes()["animals"].shape == (
+        60,
+        3,
+        28,
+        28,
+    )
     Image.new("RGB", (16, 20)).save(folder / "test" / "ant" / "3.png")
     (other,) = pairs(settings(**changes), DATASET)
     assert named(one) == named(same) != named(other) and one.first == other.first
