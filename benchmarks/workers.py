@@ -13,7 +13,7 @@ import time
 import torch
 
 from repsim_utils import cluster, profiles
-from repsim_utils.experiments import vision
+from repsim_utils.experiments import engine, vision
 from repsim_utils.store import Store
 from repsim_utils.sweep import sweep
 
@@ -23,14 +23,14 @@ SETTINGS = {"seeds": [0, 1, 2, 3], "overlaps": [0, 0.5, 1], "architectures": ["s
 def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
     cells = vision.pairs(profiles.load("laptop", vision.DATASET, **SETTINGS), vision.DATASET)
-    n_models = len({repr(member) for cell in cells for member in cell.members})
+    n_models = len({repr(member) for cell in cells for member in cell.needs()})
     print(f"{len(cells)} cells of the laptop profile (small ResNet), {n_models} models; {n} cores")
     rates = {}
     for what in ("one process", "workers"):
         with tempfile.TemporaryDirectory() as folder, cluster.workers(0 if what == "one process" else n) as client:
             torch.set_num_threads(n)
             start = time.perf_counter()
-            sweep(vision.measure_pair, cells, train=vision.trained, store=Store(folder), client=client, progress=False)
+            sweep(engine.measure, cells, train=engine.trained, store=Store(folder), client=client, progress=False)
             seconds = time.perf_counter() - start
         rates[what] = 3600 * len(cells) / seconds
         threads = f"1 process, {n} threads" if what == "one process" else f"{n} workers, 1 thread each"

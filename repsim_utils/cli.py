@@ -30,14 +30,7 @@ ParameterOption = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
-ExperimentArgument = Annotated[
-    str,
-    typer.Argument(
-        help="task_only, dataset_overlap_vision, task_overlap_vision, dataset_overlap_language, task_overlap_language, "
-        "dataset_overlap_finetuned, task_overlap_finetuned, lora_grid, dataset_overlap_diffusion, "
-        "task_overlap_diffusion, adversarial_transfer, jailbreak_transfer or jailbreak_finetuned."
-    ),
-]
+ExperimentArgument = Annotated[str, typer.Argument(help="Its name; `repsim experiments` lists them.")]
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
 
@@ -52,6 +45,16 @@ def _logging() -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+@app.command()
+def experiments() -> None:
+    """List the experiments, each with what it is on."""
+    from repsim_utils.experiments import EXPERIMENTS
+
+    width = max(map(len, EXPERIMENTS)) + 2
+    for name, experiment in EXPERIMENTS.items():
+        typer.echo(f"{name:{width}}{experiment.about}")
 
 
 @data_app.command("color-shape-digit")
@@ -110,6 +113,7 @@ def run(
 ) -> None:
     """Run an experiment; finished cells are taken from the store, and the same command goes on after a stop."""
     from repsim_utils import cluster, profiles, published
+    from repsim_utils.experiments.engine import measure, trained
     from repsim_utils.sweep import collect, sweep
 
     if record and profile != "laptop":
@@ -132,7 +136,7 @@ def run(
         where.check()
         definition.prepare(cells)
         with cluster.workers(workers, scheduler) as client:
-            table = sweep(definition.measure, cells, train=definition.train, store=where, client=client)
+            table = sweep(measure, cells, train=trained, store=where, client=client)
     if len(table):
         table.insert(2, "profile", profile)
     if record:
@@ -153,15 +157,14 @@ def status(
     store: StoreOption = None,
 ) -> None:
     """Say how much of an experiment is in the store."""
-    from repsim_utils.store import key
+    from repsim_utils.experiments.engine import models
 
     _, cells, where = _cells(experiment, profile, parameters, store)
-    members = {key(config := member.model_dump(mode="json")): config for cell in cells for member in cell.members}
-    kinds = {member.kind for cell in cells for member in cell.members}
-    finished = sum(where.has(cell.kind, cell.model_dump(mode="json")) for cell in cells)
-    trained = sum(any(where.has(kind, config) for kind in kinds) for config in members.values())
+    needed = list(models(cells))
+    finished = sum(where.has(cell.kind, cell.config()) for cell in cells)
+    trained = sum(where.has(model.kind, model.config()) for model in needed)
     typer.echo(f"{experiment} ({profile}) in {where.root}")
-    typer.echo(f"cells   {finished} of {len(cells)} measured\nmodels  {trained} of {len(members)} trained")
+    typer.echo(f"cells   {finished} of {len(cells)} measured\nmodels  {trained} of {len(needed)} trained")
 
 
 @app.command()
@@ -177,8 +180,8 @@ def plan(
     """Say what an experiment would take, without running it: models, operations, disk, hours."""
     from repsim_utils.plan import GPUS, plan
 
-    definition, cells, _ = _cells(experiment, profile, parameters, None)
-    table = plan(cells, definition.size, gpu=gpu, utilisation=utilisation)
+    _, cells, _ = _cells(experiment, profile, parameters, None)
+    table = plan(cells, gpu=gpu, utilisation=utilisation)
     total = table[["cells", "models", "pflops", "disk_gb", "hours"]].sum()
     table["parameters"] = (table["parameters"] / 1e6).map("{:.2f} M".format)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -46,17 +46,14 @@ class Size(NamedTuple):
     kept: int | None = None
 
 
-def plan(
-    cells: Iterable[Any], size: Callable[[Any], Size], *, gpu: str = "a100", utilisation: float = 0.25
-) -> pd.DataFrame:
+def plan(cells: Iterable[Any], *, gpu: str = "a100", utilisation: float = 0.25) -> pd.DataFrame:
     """One row for each data set and network of an experiment.
 
     Parameters
     ----------
     cells : iterable
-        Configurations of the cells; see `repsim_utils.sweep.Config`.
-    size : callable
-        From a member of a cell to its `Size`.
+        Pairs, as `repsim_utils.experiments.engine.Pair`: each has an `architecture`, and models that it ``needs()``,
+        which have a ``size()``.
     gpu : str
         One of `GPUS`.
     utilisation : float
@@ -82,18 +79,15 @@ def plan(
     counts: dict[tuple[str, str], int] = {}
     rows: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        for member in cell.members:
-            one = size(member)
-            model = getattr(cell, "architecture", one.network.get("name", "gpt"))  # as tables call it
-            name = key(member.model_dump(mode="json"))
+        for model in cell.needs():
+            one, name = model.size(), key(model.config())
             if name not in rows:
                 parameters, flops = cost(one.length, **one.network)
                 training = (1 + one.backward) * flops * one.n_train * one.epochs / 1e15
-                rows[name] = one._asdict() | {"model": model, "parameters": parameters, "pflops": training}
+                rows[name] = one._asdict() | {"model": cell.architecture, "parameters": parameters, "pflops": training}
                 rows[name]["kept"] = parameters if one.kept is None else one.kept
                 rows[name]["gflops"] = flops / 1e9
-        first = size(cell.members[0])
-        names = first.dataset, getattr(cell, "architecture", first.network.get("name", "gpt"))
+        names = cell.first.size().dataset, cell.architecture
         counts[names] = counts.get(names, 0) + 1
     table = pd.DataFrame(rows.values()).groupby(["dataset", "model"], sort=False)
     result = table.agg(

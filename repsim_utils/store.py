@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from repsim_utils import RepsimError, files
 
 log = logging.getLogger(__name__)
+WEIGHTS = "weights.safetensors"
 
 
 class StoreError(RepsimError):
@@ -44,8 +45,9 @@ class Run:
     record: dict[str, Any]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, by name."""
-        return load_file(self.path / "weights.safetensors")
+        """The trained weights, by name; an empty dict of a run with which none were kept."""
+        kept = json.loads((self.path / "record.json").read_bytes())["sha256"]
+        return load_file(self.path / WEIGHTS) if WEIGHTS in kept else {}
 
 
 def key(config: Mapping[str, Any]) -> str:
@@ -135,7 +137,7 @@ class Store:
             contents = {"config.json": files.canonical_json(config)}
             if weights is not None:
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-                contents["weights.safetensors"] = save(tensors)
+                contents[WEIGHTS] = save(tensors)
             sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
             whole = {"record": record, "sha256": sums}
             contents["record.json"] = files.canonical_json(whole | {"checksum": files.digest(whole)})

@@ -37,9 +37,8 @@ class Config(Protocol):
 
     kind: Any
 
-    @property
-    def members(self) -> tuple[Any, ...]:
-        """Configurations of models that must be trained first; they may have `members` of their own."""
+    def needs(self) -> tuple[Any, ...]:
+        """Configurations of models that must be trained first; they may have needs of their own."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The configuration as plain data."""
@@ -88,7 +87,7 @@ def sweep(
         ``function(config, store, progress=…)`` returns a list of rows.
     configs : iterable of `Config`
     train : callable, optional
-        ``train(member, store, progress=…)`` trains a model of a configuration's `members` and keeps it. Workers need it
+        ``train(member, store, progress=…)`` trains a model that a configuration `needs` and keeps it. Workers need it
         so that a model of several cells is trained once, before them.
     store : Store, optional
         The default store if not given.
@@ -173,12 +172,12 @@ def _there(
         """The future of a model, after those of the models that it begins with."""
         name = f"model-{key(member.model_dump(mode='json'))}-{shared[1]}"
         if name not in models:
-            needed = [submit(earlier) for earlier in getattr(member, "members", ())]
+            needed = [submit(earlier) for earlier in member.needs()]
             models[name] = client.submit(_train_there, train, member, *shared, needed, key=name, pure=False)
         return models[name]
 
     for i, config in configs.items():
-        needed = [submit(member) for member in config.members if train is not None]
+        needed = [submit(member) for member in config.needs() if train is not None]
         name = f"cell-{key(config.model_dump(mode='json'))}-{shared[1]}"
         cells[client.submit(_cell_there, function, config, *shared, needed, key=name, pure=False)] = i
     bar = tqdm(total=len(models) + len(cells), desc="models and cells", unit="run", disable=not progress)

@@ -224,10 +224,11 @@ def test_pictures_are_recorded_beside_the_table(repsim, monkeypatch):
     kept, small = [], profiles.load("smoke", "dataset_overlap_diffusion", overlaps=[1])
     pictures = torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8)
     quick = EXPERIMENTS["dataset_overlap_diffusion"]._replace(
-        measure=lambda pair, store, *, progress: [{"metric": "cka", "overlap": 1, "seed": 0, "value": 1.0}],
         gallery=lambda cells, store: pictures,
         by=("metric",),
     )
+    row = {"metric": "cka", "overlap": 1, "seed": 0, "value": 1.0}
+    monkeypatch.setattr("repsim_utils.experiments.engine.measure", lambda pair, store, *, progress: [row])
     monkeypatch.setitem(EXPERIMENTS, "dataset_overlap_diffusion", quick)
     monkeypatch.setattr("repsim_utils.profiles.load", lambda *_, **__: small)
     monkeypatch.setattr(published, "record", lambda table, experiment, cells, fresh_seeds: "there")
@@ -335,7 +336,7 @@ def test_failures_are_code_1(repsim, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("the cell broke")
 
-    monkeypatch.setitem(EXPERIMENTS, "task_only", EXPERIMENTS["task_only"]._replace(measure=broken))
+    monkeypatch.setattr("repsim_utils.experiments.engine.measure", broken)
     code, _, err = repsim("run", "task_only", *tiny(one_word))
     assert code == 1 and "2 cell(s) failed" in err and "ZeroDivisionError: the cell broke" in err
 

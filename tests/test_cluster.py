@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from repsim_utils import cli, cluster
-from repsim_utils.experiments import vision
+from repsim_utils.experiments import engine, vision
 from repsim_utils.store import Store, StoreError
 from repsim_utils.sweep import SweepError, _mark, _shared_store, _train_there, sweep
 from tests import tiny
@@ -35,7 +35,7 @@ def reference(tmp_path_factory):
     torch.set_num_threads(1)
     try:
         return comparable(
-            sweep(vision.measure_pair, CELLS, store=Store(tmp_path_factory.mktemp("reference")), progress=False)
+            sweep(engine.measure, CELLS, store=Store(tmp_path_factory.mktemp("reference")), progress=False)
         )
     finally:
         torch.set_num_threads(threads)

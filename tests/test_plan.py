@@ -11,7 +11,7 @@ import torchvision
 
 from repsim_utils import plan as planning
 from repsim_utils import profiles
-from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, samples, task_only, vision
+from repsim_utils.experiments import EXPERIMENTS, adversarial_transfer, samples, vision
 from repsim_utils.models.vision import RESNETS, VITS, build
 from repsim_utils.plan import GPUS, Size, cost, plan
 from tests import tiny
@@ -105,7 +105,7 @@ def test_counting_leaves_the_random_state_alone():
 
 def planned(name="dataset_overlap_vision", gpu="a100", utilisation=0.25, **changes):
     cells = vision.pairs(tiny.settings(**changes), name)
-    return plan(cells, vision.size, gpu=gpu, utilisation=utilisation)
+    return plan(cells, gpu=gpu, utilisation=utilisation)
 
 
 def test_a_plan_by_hand():
@@ -129,7 +129,7 @@ def test_models_of_a_class_split_predict_half_of_the_classes():
 
 def test_a_model_in_many_cells_counts_once():
     cells = vision.pairs(tiny.settings(), vision.DATASET)
-    once, twice = plan(cells, vision.size), plan(cells * 2, vision.size)
+    once, twice = plan(cells), plan(cells * 2)
     pd.testing.assert_frame_equal(once.drop(columns="cells"), twice.drop(columns="cells"))
     assert list(twice.cells) == [12]
     unconstrained = planned(mode="unconstrained")  # where the first model follows the overlap, too
@@ -178,7 +178,7 @@ def test_errors(change, message):
 def paper(name, **changes):
     experiment = EXPERIMENTS[name]
     cells = experiment.pairs(profiles.load("paper", name, **changes))
-    return cells, plan(cells, experiment.size)
+    return cells, plan(cells)
 
 
 def assert_finite_and_positive(table):
@@ -243,13 +243,13 @@ def test_resnet18_from_scratch_and_pretrained_are_planned_apart(name):
 
 def test_task_only_says_its_size():
     member = EXPERIMENTS["task_only"].pairs(profiles.load("paper", "task_only"))[0].first
-    size = task_only.size(member)
+    size = member.size()
     assert isinstance(size, Size) and (size.network["name"], *size[2:5]) == ("resnet18", 800_000, 20, 28)
 
 
 def test_attacks_need_the_pairs_of_both_sweeps_and_a_source_that_reads_digits():
     settings = profiles.load("smoke", "adversarial_transfer", architectures=["small_resnet"])
-    table = plan(adversarial_transfer.pairs(settings), vision.size)
+    table = plan(adversarial_transfer.pairs(settings))
     assert table.set_index("dataset")[["cells", "models"]].T.to_dict() == {
         "color_shape_digit": {"cells": 4, "models": 6},  # the task sweep has no cell, and no second model, at overlap 0
         "digits": {"cells": 0, "models": 1},

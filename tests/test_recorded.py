@@ -10,8 +10,8 @@ import pytest
 from repsim_utils import analysis, charts, profiles, published
 from repsim_utils.experiments import (
     adversarial_transfer,
-    changes,
     diffusion,
+    engine,
     finetuned,
     jailbreak_transfer,
     language,
@@ -90,7 +90,7 @@ def test_task_only_cell_comes_out_again(tmp_path):
     seeds are apart (0.69 to 0.73); level 2 reaches 0.50.
     """
     cells = task_only.pairs(profiles.load("laptop", "task_only", seeds=[0], overlaps=[3]))
-    again = sweep(task_only.measure_pair, cells, store=Store(tmp_path), progress=False).set_index("metric")["value"]
+    again = sweep(engine.measure, cells, store=Store(tmp_path), progress=False).set_index("metric")["value"]
     table = published.recorded("task_only")
     then = table[table["key"] == key(cells[0].model_dump(mode="json"))].set_index("metric")["value"]
     for name in ("cka", "unbiased_cka", "cknna", "mutual_knn", "lcs_knn", "edit_distance_knn", "cycle_knn"):
@@ -198,7 +198,7 @@ def test_a_cell_on_overlap_in_vision_comes_out_again(kind, store):
     recorded one; recorded seeds range over 0.11.
     """
     (cell,) = vision.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1], architectures=["small_resnet"]), kind)
-    again = sweep(vision.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     table = published.recorded(kind)
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     both = again.merge(then, on=["probe", "metric"], suffixes=("", "_then"), validate="one_to_one")
@@ -296,7 +296,7 @@ def test_a_cell_on_overlap_in_language_comes_out_again(kind, store, monkeypatch)
     (cell,) = language.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1]), kind)
     if not os.environ.get("CI") and cell.first.fingerprint not in set(table.fingerprint):
         pytest.skip("other versions of packages are installed: their text is not that of the recorded run")
-    again = sweep(language.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     index = ["probe", "metric", "layer", "step"]
     both = again.merge(then, on=index, suffixes=("", "_then"), validate="one_to_one")
@@ -460,7 +460,7 @@ def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
     (cell,) = [cell for cell in finetuned.pairs(settings, kind) if cell.pairing == "overlap"]
     if not os.environ.get("CI") and cell.first.fingerprint not in set(table.fingerprint):
         pytest.skip("other versions of packages are installed: their text is not that of the recorded run")
-    again = sweep(changes.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     index = ["probe", "view", "metric", "layer", "step"]
     both = again.merge(then, on=index, suffixes=("", "_then"), validate="one_to_one")
@@ -494,9 +494,9 @@ def test_adversarial_transfer_is_the_laptop_profile_of_this_code():
         key(member.model_dump(mode="json"))
         for kind in OVERLAP
         for pair in vision.pairs(profiles.load("laptop", kind), kind)
-        for member in pair.members
+        for member in pair.needs()
     }
-    wanted = {key(member.model_dump(mode="json")) for cell in cells for member in cell.members[:2]}
+    wanted = {key(member.model_dump(mode="json")) for cell in cells for member in cell.needs()[:2]}
     assert wanted <= trained  # the pairs of both sweeps: nothing is trained again
     assert (table.value[table.metric == "unmoved"] == 0).all()
 
@@ -609,7 +609,7 @@ def test_a_cell_of_attacks_comes_out_again(store):
     """The pair trained above, everything in common. What its siblings get right is another question."""
     options = {"seeds": [0], "overlaps": [1], "architectures": ["small_resnet"]}
     cell = adversarial_transfer.pairs(profiles.load("laptop", "adversarial_transfer", **options))[0]
-    again = sweep(adversarial_transfer.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     table = published.recorded("adversarial_transfer")
     then = table[(table.cause == cell.cause) & (table.overlap == 1) & (table.seed == 0)]
     then = then[then.architecture == "small_resnet"]
@@ -752,7 +752,7 @@ def test_a_jailbreak_cell_comes_out_again(store):
     """Base and dialogues shared, seed 0, all of its models trained and attacked again."""
     options = {"seeds": [0], "overlaps": [1], "bases": ["shared"]}
     (cell,) = jailbreak_transfer.pairs(profiles.load("laptop", "jailbreak_transfer", **options))
-    again = sweep(jailbreak_transfer.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     assert "judge" in again, "a model trained here does not pass its gates: the pair is not attacked"
     table = published.recorded("jailbreak_transfer")
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
@@ -913,7 +913,7 @@ def test_samples_are_a_little_nearer_to_training_images_and_few_are_copies():
 def test_a_cell_of_diffusion_comes_out_again(kind, store):
     """Everything in common, seed 0, both models and the judge trained again."""
     (cell,) = diffusion.pairs(profiles.load("laptop", kind, seeds=[0], overlaps=[1]), kind)
-    again = sweep(diffusion.measure_pair, [cell], store=store, progress=False)
+    again = sweep(engine.measure, [cell], store=store, progress=False)
     table = published.recorded(kind)
     then = table[table["key"] == key(cell.model_dump(mode="json"))]
     both = again.merge(then, on=AT, suffixes=("", "_then"), validate="one_to_one")

@@ -49,6 +49,13 @@ def test_round_trip(store, run):
 def test_a_run_without_weights(store):
     run = store.save("cells", CONFIG, RECORD)
     assert store.load("cells", CONFIG) == run and everything_in(run.path) == ["config.json", "record.json"]
+    assert run.weights() == {}
+
+
+def test_weights_that_were_lost_are_not_taken_for_none(run):
+    (run.path / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        run.weights()
 
 
 def test_saved_and_loaded_records_are_alike(store):

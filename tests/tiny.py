@@ -3,7 +3,7 @@
 import os
 import time
 
-from repsim_utils.experiments import vision
+from repsim_utils.experiments import engine
 from repsim_utils.experiments.vision import Settings
 
 NETWORKS = {
@@ -49,14 +49,14 @@ def train(member, store, *, progress):
     """Train a model, slowly enough to be killed meanwhile."""
     note(store, f"train {member.seed} {member.which} {member.overlap}")
     time.sleep(0.3)
-    return vision.trained(member, store, progress=progress)
+    return engine.trained(member, store, progress=progress)
 
 
 def measure(pair, store, *, progress):
     """Measure a pair whose models are there."""
-    assert all(store.has(member.kind, member.model_dump(mode="json")) for member in pair.members)
+    assert all(store.has(member.kind, member.config()) for member in pair.needs())
     note(store, f"measure {pair.second.seed} {pair.overlap}")
-    return vision.measure_pair(pair, store, progress=progress)
+    return engine.measure(pair, store, progress=progress)
 
 
 def measure_some(pair, store, *, progress):

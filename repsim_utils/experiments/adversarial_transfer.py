@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal, NamedTuple
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from repsim_utils.attacks import adversarial
+from repsim_utils.attacks import adversarial, transfer
 from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, attack_pair, gradient_cosine, rates
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import vision
 from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds
-from repsim_utils.experiments.samples import Data, evenly, fingerprint
+from repsim_utils.experiments.engine import Model, Row, experiment, load
+from repsim_utils.experiments.samples import GROUPS, Data, Measured, evenly, fingerprint
 from repsim_utils.experiments.vision import Kind, Member
-from repsim_utils.models.device import device
 from repsim_utils.models.vision import as_float
 from repsim_utils.store import Store
 
@@ -97,31 +99,92 @@ class Settings(Declared):
         return tuple(dict.fromkeys(several))
 
 
-class Pair(Frozen):
-    """One cell: two models under attack, by each other and by a source that has nothing to do with them."""
+class AttackedPair(Measured):
+    """One cell: two models under attack, by each other and by a source that has nothing to do with them.
 
-    kind: Literal["adversarial_transfer"] = "adversarial_transfer"
-    version: tuple[int, int] = (VERSION, adversarial.VERSION)
-    cause: Kind
-    architecture: str
-    overlap: float
+    `siblings` are all models of its sweep and seed. On `n_images` images every attack of `attacks` is tried, the
+    primary one first, and `published` as the paper counts.
+    """
+
+    depends: ClassVar = (sys.modules[__name__], adversarial, transfer)
     first: Member
     second: Member
+    cause: Kind
     unrelated: Member
     siblings: tuple[Member, ...]
     attacks: tuple[Attack, ...]
     published: Attack
-    n_test: int | None
     n_images: int
-    probe_classes: int | None
 
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Models that must have been trained before the pair is attacked: with all others of its sweep and seed."""
+    def needs(self) -> tuple[Model, ...]:
+        """Both models, the source of the control, and all others of the sweep and seed."""
         return tuple(dict.fromkeys((self.first, self.second, self.unrelated, *self.siblings)))
 
+    def columns(self, store: Store) -> Row:
+        """With the sweep that the pair is of."""
+        return {"cause": self.cause} | super().columns(store)
 
-def pairs(settings: Settings) -> list[Pair]:
+    def probes(self) -> dict[str, Images]:
+        """Held-out images to be attacked, of classes that both models know; the first is the one that counts.
+
+        Of a pair split by class that is the same few common classes at every overlap, and then, as published, all.
+        """
+        images = self.held_out()
+        if self.cause == vision.DATASET:
+            return {self.second.dataset: evenly(images, range(len(images.classes)), self.n_images)}
+        name = GROUPS[0]
+        groups = {name: self.groups(self.probe_classes)[name]}
+        if self.probe_classes is not None:
+            groups[f"{name}_all"] = self.groups()[name]
+        return {name: evenly(images, classes, self.n_images) for name, classes in groups.items() if classes}
+
+    def rows(self, first: nn.Module, second: nn.Module, store: Store) -> Iterator[Row]:
+        """Attack the pair in every way that its configuration names.
+
+        Columns are ``probe, n_probe, attack, epsilon, metric, value``, where `n_probe` counts the images and directions
+        that the value is a mean of. Metrics are those of `rates`, of images that both models classify correctly;
+        ``transfer_all_right``, of images that every model of this sweep and seed classifies correctly; ``raw_error``
+        and ``raw_white_box`` of the attack ``published``, as the paper counts them, of all images; and without an
+        attack ``clean_error``, ``both_right`` (a share) and ``gradient_cosine``. Controls stand under `attack`:
+        ``random_signs``, ``shuffled`` (the primary attack's perturbations, each on another image) and
+        ``unrelated_source``.
+        """
+        n_classes = len(self.held_out().classes)
+        first, second = (
+            InClasses(network, member.label_map(), n_classes).eval()
+            for network, member in ((first, self.first), (second, self.second))
+        )
+        unrelated = load(self.unrelated, store)
+        siblings = [InClasses(load(one, store), one.label_map(), n_classes).eval() for one in self.siblings]
+        names = ("attack", "epsilon", "metric", "value", "n_probe")
+        for i, (probe, chosen) in enumerate(self.probes().items()):
+            images, labels = as_float(chosen.images), chosen.labels
+            everywhere = torch.stack([answers(model, images) == labels for model in siblings]).all(0)
+            found = _clean(first, second, images, labels)
+            wanted = trials(self, unrelated)[: 1 if i else None]  # everything on the first probe alone
+            if (n := round(found[1][3] * len(labels))) < LEAST_RIGHT:
+                log.warning("%d of %d images are right on both models, too few to attack", n, len(labels))
+                wanted = []
+            for trial in wanted:
+                found += _attacked(trial, first, second, images, labels, everywhere)
+            found += _published(self, first, second, images, labels)
+            for values in found:
+                yield {"probe": probe} | dict(zip(names, values, strict=True))
+
+
+def _sweep(pair: vision.ImagePair) -> tuple[Any, ...]:
+    return pair.architecture, pair.second.seed, pair.second.data
+
+
+def _unrelated(member: Member) -> Member:
+    """A model of the same network and recipe that has learned to tell real handwritten digits apart."""
+    data = Data(source=UNRELATED, size=member.data.pixels)
+    about = {"by": "example", "which": 1, "overlap": 0.0, "data": data, "fingerprint": fingerprint(data)}
+    return member.model_copy(update=about)
+
+
+@experiment(EXPERIMENT, by=SUMMARY, prepare=vision.prepare)
+def pairs(settings: Settings) -> list[AttackedPair]:
     """Every pair of both sweeps that has classes in common."""
     cells = []
     for cause, about in settings.causes.items():
@@ -130,9 +193,10 @@ def pairs(settings: Settings) -> list[Pair]:
             found = [pair for pair in found if pair.overlap > 0]
         for pair in found:
             here = [other for other in found if _sweep(other) == _sweep(pair)]
-            siblings = dict.fromkeys(member for other in here for member in other.members)
+            siblings = dict.fromkeys(member for other in here for member in (other.first, other.second))
             cells.append(
-                Pair(
+                AttackedPair(
+                    kind=EXPERIMENT,
                     cause=cause,
                     attacks=settings.attacks(),
                     published=Attack(epsilon=about.published, steps=3),
@@ -146,32 +210,6 @@ def pairs(settings: Settings) -> list[Pair]:
     return cells
 
 
-def _sweep(pair: vision.Pair) -> tuple[Any, ...]:
-    return pair.architecture, pair.second.seed, pair.second.data
-
-
-def _unrelated(member: Member) -> Member:
-    """A model of the same network and recipe that has learned to tell real handwritten digits apart."""
-    data = Data(source=UNRELATED, size=member.data.pixels)
-    about = {"by": "example", "which": 1, "overlap": 0.0, "data": data, "fingerprint": fingerprint(data)}
-    return member.model_copy(update=about)
-
-
-def probes(pair: Pair) -> dict[str, Images]:
-    """Held-out images to be attacked, of classes that both models know; the first is the one that counts.
-
-    Of a pair split by class that is the same few common classes at every overlap, and then, as published, all of them.
-    """
-    images = vision.held_out(pair)
-    if pair.cause == vision.DATASET:
-        return {pair.second.data.name: evenly(images, range(len(images.classes)), pair.n_images)}
-    name = vision.GROUPS[0]
-    groups = {name: vision.class_groups(pair.second, pair.probe_classes)[name]}
-    if pair.probe_classes is not None:
-        groups[f"{name}_all"] = vision.class_groups(pair.second)[name]
-    return {name: evenly(images, classes, pair.n_images) for name, classes in groups.items() if classes}
-
-
 class Trial(NamedTuple):
     """One way to change images, and which of `rates` are of interest."""
 
@@ -181,7 +219,7 @@ class Trial(NamedTuple):
     metrics: tuple[str, ...] = ("transfer",)
 
 
-def trials(pair: Pair, unrelated: nn.Module) -> list[Trial]:
+def trials(pair: AttackedPair, unrelated: nn.Module) -> list[Trial]:
     """The primary attack, the controls, and then the pair's other attacks."""
     seed, (primary, *others) = pair.second.seed, pair.attacks
 
@@ -205,61 +243,6 @@ def trials(pair: Pair, unrelated: nn.Module) -> list[Trial]:
     return found
 
 
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Attack a pair in every way that its configuration names.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where trained models are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``probe, n_probe, attack, epsilon, metric, value``, where `n_probe` counts the images and
-        directions that the value is a mean of. Metrics are those of `rates`, of images that both models classify
-        correctly; ``transfer_all_right``, of images that every model of this sweep and seed classifies correctly;
-        ``raw_error`` and ``raw_white_box`` of the attack ``published``, as the paper counts them, of all images; and
-        without an attack ``clean_error``, ``both_right`` (a share) and ``gradient_cosine``. Controls stand under
-        `attack`: ``random_signs``, ``shuffled`` (the primary attack's perturbations, each on another image) and
-        ``unrelated_source``.
-    """
-    test = vision.held_out(pair)
-
-    def known(member: Member) -> nn.Module:
-        model = vision.trained_model(member, store, progress=progress)
-        return InClasses(model, vision.label_map(member), len(test.classes)).to(device()).eval()
-
-    first, second = known(pair.first), known(pair.second)
-    unrelated = vision.trained_model(pair.unrelated, store, progress=progress).to(device())
-    rows: list[dict[str, Any]] = []
-    for probe, chosen in probes(pair).items():
-        images, labels = as_float(chosen.images), chosen.labels
-        everywhere = torch.stack([answers(known(member), images) == labels for member in pair.siblings]).all(0)
-        found = _clean(first, second, images, labels)
-        wanted = trials(pair, unrelated)[: None if not rows else 1]  # everything on the first probe alone
-        if (n := round(found[1][3] * len(labels))) < LEAST_RIGHT:
-            log.warning("%d of %d images are right on both models, too few to attack", n, len(labels))
-            wanted = []
-        for trial in wanted:
-            outcome = attack_pair(first, second, images, labels, trial.perturb)
-            values = {name: value for name, value in rates(outcome).items() if name in trial.metrics}
-            found += [(trial.attack, trial.epsilon, name, value, len(outcome.image)) for name, value in values.items()]
-            if (
-                trial.metrics == RATES
-                and (value := rates(both := outcome.among(everywhere)).get("transfer")) is not None
-            ):
-                found.append((trial.attack, trial.epsilon, "transfer_all_right", value, len(both.image)))
-        found += _published(pair, first, second, images, labels)
-        names = ("attack", "epsilon", "metric", "value", "n_probe")
-        rows += [{"probe": probe} | dict(zip(names, values, strict=True)) for values in found]
-    about: dict[str, Any] = {"cause": pair.cause, "dataset": pair.second.data.name, "architecture": pair.architecture}
-    about |= {"overlap": pair.overlap, "seed": pair.second.seed}
-    return [about | {"realised_overlap": vision.split(pair.second).overlap} | row for row in rows]
-
-
 Found = list[tuple[str, float, str, float, int]]
 
 
@@ -275,7 +258,21 @@ def _clean(first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) 
     return rows
 
 
-def _published(pair: Pair, first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) -> Found:
+def _attacked(
+    trial: Trial, first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor, everywhere: Tensor
+) -> Found:
+    """Rows of one attack; of the primary one also those of images that are right `everywhere`."""
+    outcome = attack_pair(first, second, images, labels, trial.perturb)
+    values = {name: value for name, value in rates(outcome).items() if name in trial.metrics}
+    found = [(trial.attack, trial.epsilon, name, value, len(outcome.image)) for name, value in values.items()]
+    if trial.metrics == RATES:
+        both = outcome.among(everywhere)
+        if (value := rates(both).get("transfer")) is not None:
+            found.append((trial.attack, trial.epsilon, "transfer_all_right", value, len(both.image)))
+    return found
+
+
+def _published(pair: AttackedPair, first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) -> Found:
     """Rows as the paper counts: errors on attacked images, whether or not they were errors before."""
     how = pair.published
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repsim_utils.experiments import reading
 from repsim_utils.experiments.common import similarities
-from repsim_utils.experiments.finetuned import Pair, base_of, realised_overlap, train_pair, trained
+from repsim_utils.experiments.engine import Row
 from repsim_utils.metrics import similarity, symmetric_kl, update_cosine, update_subspaces
 from repsim_utils.models import adapters
 from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
-from repsim_utils.store import Store, key
-from repsim_utils.training.language import at_once, evaluate, windows
+from repsim_utils.training.language import at_once
 
-SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
+VERSION = 1  # raised when the same models give other measurements
 WHICH = ("first", "second")
 SUBSPACE = 4  # leading directions of a change that are compared, fewer where the rank is lower
 SHUFFLED = ("cka", "cknna", "mutual_knn")  # metrics of which it is asked how low unrelated changes could bring them
@@ -74,75 +72,40 @@ def _observe_once(name: str, model: GPT, tokens: Tensor) -> Observed:
     return _remembered[what]
 
 
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """How alike two fine-tuned models are, and how alike is what fine-tuning changed.
+def probe_rows(
+    names: Sequence[str], bases: Sequence[GPT], tuned: Sequence[GPT], tokens: Tensor, *, seed: int,
+    n_permutations: int, n_predictions: int,
+) -> list[Row]:  # fmt: skip
+    """What is measured on one probe: windows int64 (n, t), on both models and what each was tuned from.
 
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where models are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``probe, view, metric, value``. The view is ``full`` (hidden states, as published),
-        ``change`` (of hidden states, from the base), ``predictions``, ``weights`` or ``training``. Further columns,
-        where they apply: ``n_probe``; ``layer`` (0: the embedding), where it is not the last or the mean of all;
-        ``null_mean, p_value``; ``step`` of losses during training.
+    `names` are those of bases and models, as a process remembers what it has observed of them.
     """
-    first, second = train_pair(pair, store, progress=progress)
-    bases = [base_of(member, store).to(device()) for member in pair.members]
-    rows: list[dict[str, Any]] = []
-    of = pair.second if pair.pairing == "overlap" else pair.first
-    for name, tokens in reading.probes(of, pair.n_probe, pair.probe_corpora).items():
-        about = {"probe": name, "n_probe": len(tokens)}
-        before = [_observe_once(_named(m.base), base, tokens) for m, base in zip(pair.members, bases, strict=True)]
-        after = [
-            _observe_once(_named(m), model, tokens) for m, model in zip(pair.members, (first, second), strict=True)
-        ]
-        measured = [
-            *_alike(pair, before, after),
-            *_read_otherwise(before, after),
-            *_if_unrelated(before, after, pair.first.seed),
-            *_of_losses(before, after),
-            *_of_predictions(bases, (first, second), tokens[: pair.n_predictions]),
-        ]
-        rows += [about | row for row in measured]
-    rows += _of_weights(bases, (first, second))
-    rows += [*_of_text(pair, first, second), *_of_training(pair, store)]
-    arm = pair.first
-    told: dict[str, Any] = {
-        "dataset": arm.dataset,
-        "probe": arm.dataset,
-        "architecture": pair.architecture,
-        "pairing": pair.pairing,
-        "seed": arm.seed,
-    }
-    told |= {"overlap": pair.overlap if pair.pairing == "overlap" else None}
-    told |= {"realised_overlap": realised_overlap(pair, store), "fingerprint": arm.fingerprint}
-    told |= {"rank": arm.lora.rank if arm.lora else None, "lr": arm.recipe.lr, "steps": arm.recipe.steps}
-    return [told | row for row in rows]
+    before, after = (
+        [_observe_once(name, model, tokens) for name, model in zip(some, of, strict=True)]
+        for some, of in ((names[:2], bases), (names[2:], tuned))
+    )
+    return [
+        *_alike(before, after, seed, n_permutations),
+        *_read_otherwise(before, after),
+        *_if_unrelated(before, after, seed),
+        *_of_losses(before, after),
+        *_of_predictions(bases, tuned, tokens[:n_predictions]),
+    ]
 
 
-def _named(model: Any) -> str:
-    return model if isinstance(model, str) else key(model.model_dump(mode="json"))
-
-
-def _alike(pair: Pair, before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
+def _alike(before: Sequence[Observed], after: Sequence[Observed], seed: int, n_permutations: int) -> list[Row]:
     """Similarity of hidden states, and of their changes; every metric in the last layer, CKA in all."""
     states = [observed.states for observed in after]
     moves = [
         [h - h0 for h, h0 in zip(new.states, old.states, strict=True)] for new, old in zip(after, before, strict=True)
     ]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for kind, (first, second) in (("full", states), ("change", moves)):
         for i, (x, y) in enumerate(zip(first, second, strict=True)):
             if min(float(x.std(0).sum()), float(y.std(0).sum())) == 0:
                 continue  # adapters do not change the embedding
             if i == len(first) - 1:
-                found = similarities(x, y, n_permutations=pair.n_permutations, seed=pair.first.seed)
+                found = similarities(x, y, n_permutations=n_permutations, seed=seed)
                 rows += [{"view": kind} | row for row in found]
             else:
                 rows.append({"view": kind, "metric": "cka", "layer": i, "value": similarity(x, y, ["cka"])["cka"]})
@@ -152,7 +115,7 @@ def _alike(pair: Pair, before: Sequence[Observed], after: Sequence[Observed]) ->
     return rows
 
 
-def _read_otherwise(before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
+def _read_otherwise(before: Sequence[Observed], after: Sequence[Observed]) -> list[Row]:
     """CKA of other readings of the last layer: unclamped, of the last token, without a base's leading direction."""
     states, moves, stripped = [], [], []
     for old, new in zip(before, after, strict=True):
@@ -185,7 +148,7 @@ def _directions(base: Observed) -> tuple[Tensor, Tensor]:
     return spread, directions
 
 
-def _if_unrelated(before: Sequence[Observed], after: Sequence[Observed], seed: int) -> list[dict[str, Any]]:
+def _if_unrelated(before: Sequence[Observed], after: Sequence[Observed], seed: int) -> list[Row]:
     """How alike the last layer would be, had the models changed as much as they did but in unrelated ways.
 
     The second model's changes are given to other windows than their own: as large as they were, on the same base.
@@ -203,7 +166,7 @@ def _if_unrelated(before: Sequence[Observed], after: Sequence[Observed], seed: i
     ]
 
 
-def _of_losses(before: Sequence[Observed], after: Sequence[Observed]) -> list[dict[str, Any]]:
+def _of_losses(before: Sequence[Observed], after: Sequence[Observed]) -> list[Row]:
     """Losses on a probe, and whether they changed on the same windows in both models."""
     moves = torch.stack([new.losses - old.losses for old, new in zip(before, after, strict=True)])
     found = {"loss_base": before[0].losses.mean()}
@@ -213,7 +176,7 @@ def _of_losses(before: Sequence[Observed], after: Sequence[Observed]) -> list[di
 
 
 @torch.no_grad()
-def _of_predictions(bases: Sequence[GPT], models: Sequence[GPT], tokens: Tensor) -> list[dict[str, Any]]:
+def _of_predictions(bases: Sequence[GPT], models: Sequence[GPT], tokens: Tensor) -> list[Row]:
     """Divergence between predictions, batch by batch: logits of whole probes would not fit into memory."""
     sums = np.zeros(3)
     for batch in tokens.split(min(4, at_once(bases[0]))):
@@ -226,7 +189,7 @@ def _of_predictions(bases: Sequence[GPT], models: Sequence[GPT], tokens: Tensor)
     return [{"view": "predictions", "metric": name, "value": value} for name, value in values]
 
 
-def _of_weights(bases: Sequence[GPT], models: Sequence[GPT]) -> list[dict[str, Any]]:
+def weight_rows(bases: Sequence[GPT], models: Sequence[GPT]) -> list[Row]:
     """How alike the weights have changed: of each block, mean over its maps, and mean over blocks."""
     blocks = []
     both = (adapters.updates(model, base) for model, base in zip(models, bases, strict=True))
@@ -243,27 +206,4 @@ def _of_weights(bases: Sequence[GPT], models: Sequence[GPT]) -> list[dict[str, A
         for metric, value, chance in zip(("cosine", "written", "read"), means[:3], means[3:], strict=True):
             row = {"view": "weights", "metric": f"update_{metric}", "value": float(value), "null_mean": float(chance)}
             rows.append(row if layer is None else row | {"layer": layer})
-    return rows
-
-
-def _of_text(pair: Pair, first: GPT, second: GPT) -> list[dict[str, Any]]:
-    """Losses on text that only the first, only the second, both and none of the two were given."""
-    if pair.pairing != "overlap":
-        return []
-    rows = []
-    for share, parts in reading.shares(pair.second).items():
-        some = windows(reading.streams(pair.second, parts), pair.n_loss, pair.first.context)
-        for which, model in zip(WHICH, (first, second), strict=True):
-            rows.append({"view": "training", "metric": f"loss_on_{share}_{which}", "value": evaluate(model, some)})
-    return rows
-
-
-def _of_training(pair: Pair, store: Store) -> list[dict[str, Any]]:
-    """The curves of losses."""
-    rows = []
-    for which, member in zip(WHICH, pair.members, strict=True):
-        for point in trained(member, store, progress=False).record["curve"]:
-            for name in ("train", "validation"):
-                row = {"metric": f"{name}_curve_{which}", "value": point[name], "step": point["step"]}
-                rows.append({"view": "training"} | row)
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from pydantic import AfterValidator, Field, model_validator
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from repsim_utils import features, metrics
 from repsim_utils import overlap as splitting
 from repsim_utils.experiments import drawings, samples, vision
 from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds, check_choice, similarities
-from repsim_utils.experiments.samples import Data
+from repsim_utils.experiments.engine import Fitted, Model, Row, experiment, load, trained
+from repsim_utils.experiments.samples import LEAST_CLASSES, Data, Measured, Mode, Part
 from repsim_utils.experiments.vision import Trainee
 from repsim_utils.features import draw_noise, represent_noisy
 from repsim_utils.metrics import PAPER, similarity
@@ -95,7 +98,7 @@ class Settings(Declared):
 
     seeds: Seeds
     overlaps: Overlaps
-    mode: Literal["constrained", "unconstrained"] = "constrained"
+    mode: Mode = "constrained"
     data: Data
     models: dict[str, DiffusionTrainee] = Field(min_length=1)
     architectures: tuple[str, ...] | None = Field(None, min_length=1)
@@ -116,193 +119,162 @@ class Settings(Declared):
         return self
 
 
-class Member(vision.Part):
+class Member(Part):
     """One model: what it is trained on, how, and how it draws; the judge says of what."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, int, int, int] = (splitting.VERSION, models.VERSION, training.VERSION, drawings.VERSION)
+    depends: ClassVar = (splitting, models, training, drawings)
     network: Network
     recipe: Recipe
     drawing: Drawing
     judge: vision.Member
 
-    @property
-    def members(self) -> tuple[vision.Member]:
-        """The judge must have been trained before a model's samples are judged."""
+    def needs(self) -> tuple[Model, ...]:
+        """The judge of what the model draws."""
         return (self.judge,)
 
+    def build(self, store: Store | None = None) -> Denoiser:
+        """The network before its training."""
+        network = self.network.model_dump()
+        return build(self.counts()[0], seed=self.own_seed, size=self.data.pixels, **network)
 
-class Pair(Frozen):
+    def fit(self, network: Denoiser, store: Store, *, progress: bool) -> Fitted:
+        """Train the network and let it draw; a training that was killed goes on from its last checkpoint.
+
+        Beside the averaged weights, ``samples`` are uint8 (n, 3, h, w), as many of each class, and ``pictures.STEP``
+        one of each class, drawn after so many steps.
+        """
+        images, labels = self.own()
+        drawing, classes = self.drawing, torch.arange(self.counts()[0])
+        how: dict[str, Any] = {
+            "size": self.data.pixels,
+            "seed": self.seed,
+            "steps": drawing.steps,
+            "guidance": drawing.guidance,
+        }
+        history = train(
+            network,
+            images,
+            labels,
+            self.recipe,
+            seed=self.own_seed,
+            checkpoint=store.checkpoint(self.kind, self.config()),
+            draw=lambda now: sample(now, classes, **how),
+            draw_at=tuple(round(share * self.recipe.steps) for share in drawing.at),
+            progress=progress,
+        )
+        asked = classes.repeat(drawing.n_per_class)
+        drawn = sample(network, asked, **how)
+        record = {"n_train": len(labels), "curve": history.curve} | self._quality(drawn, asked, store)
+        pictures = {f"pictures.{step}": picture for step, picture in history.pictures.items()}
+        return Fitted(record, network.state_dict() | {"samples": drawn} | pictures)
+
+    def _quality(self, drawn: Tensor, asked: Tensor, store: Store) -> dict[str, float]:
+        """How good drawings are; held-out images are those of classes that the model knows."""
+        known = sorted((new, old) for old, new in self.label_map().items())
+        numbers = torch.tensor([old for _, old in known])
+        test = samples.held_out(self.data, self.drawing.n_real, self.seed, self.fingerprint)
+        real = torch.isin(test.labels, numbers)
+        judge = load(self.judge, store, progress=False)
+        return drawings.quality(judge, drawn, numbers[asked], test.images[real], test.labels[real])
+
+    def size(self) -> Size:
+        """What training takes, known without the data unless they are a folder."""
+        network = {"n_classes": self.counts()[0], "size": self.data.pixels} | self.network.model_dump()
+        return Size(self.dataset, network, self.recipe.steps * self.recipe.batch_size, 1, self.data.pixels)
+
+
+class DiffusionPair(Measured):
     """One cell of an experiment: two models, and what is measured on them."""
 
-    kind: Kind
-    version: int = VERSION
-    architecture: str
-    overlap: float
+    depends: ClassVar = (sys.modules[__name__], drawings, features, metrics)
     first: Member
     second: Member
     timesteps: tuple[int, ...]
-    n_test: int | None
     n_probe: int
-    probe_classes: int | None
     n_permutations: int
-    probes: tuple[str, ...] = Field((), exclude=True)  # of other data sets, which the images of a pair may come from
-    probe_fingerprints: tuple[str, ...] = Field((), exclude=True)
 
-    @property
-    def members(self) -> tuple[Member, Member]:
-        """Models that must have been trained before the pair is measured."""
-        return self.first, self.second
+    def rows(self, first: Denoiser, second: Denoiser, store: Store) -> Iterator[Row]:
+        """Similarity on every probe, layer by layer and at single timesteps; how good drawings are, and whose.
+
+        Columns are ``probe, n_probe, view, metric, value``; of similarities as published ``null_mean, p_value``; of
+        others ``layer`` and ``timestep``. Views are those of `VIEWS`, then `CONTROLS`: two models before their
+        training; other noise for the second model, of the same timesteps; and other images, too.
+        """
+        seed = self.second.seed
+        for name, images in self.own_probes(self.n_probe).items():
+            x, y = (represent_noisy(model, images, seed=seed)["last"] for model in (first, second))
+            found = [
+                {"view": VIEWS[0]} | one for one in similarities(x, y, n_permutations=self.n_permutations, seed=seed)
+            ]
+            if name == self.second.dataset:
+                found += _seen_otherwise(x, y, draw_noise(images, seed=seed)[1])
+                found += _by_layer(first, second, images, self)
+                found += _controls(x, second, images, self)
+                found += _with_other_noise(first, second, images, self)
+            yield from ({"probe": name, "n_probe": len(images)} | one for one in found)
+        for which, member in (("first", self.first), ("second", self.second)):
+            run = trained(member, store)
+            measured = {name: run.record[name] for name in ("agreement", "agreement_real", "frechet", "frechet_real")}
+            for name, value in (measured | copies(self, member, run)).items():
+                yield {"probe": "samples", "view": "drawings", "metric": f"{name}_{which}", "value": value}
 
 
-def pairs(settings: Settings, kind: Kind) -> list[Pair]:
+def gallery(cells: Iterable[DiffusionPair], store: Store) -> Tensor:
+    """What models draw, one row for each model: uint8 (rows, classes, 3, h, w).
+
+    First the first model of the first cell, at the steps of its `drawing` at which it was looked at; then the first
+    model of every seed, when trained.
+    """
+    firsts: dict[int, Member] = {}
+    for cell in cells:
+        firsts.setdefault(cell.first.seed, cell.first)
+    runs = [trained(member, store).weights() for member in firsts.values()]
+    steps = sorted(int(name.split(".")[1]) for name in runs[0] if name.startswith("pictures."))
+    n_classes = len(runs[0]["samples"]) // next(iter(firsts.values())).drawing.n_per_class
+    rows = [runs[0][f"pictures.{step}"] for step in steps] + [run["samples"][:n_classes] for run in runs]
+    return torch.stack(rows)
+
+
+# Of models that know different classes no common picture is made.
+@experiment(TASK, by=SUMMARY, prepare=vision.prepare)
+@experiment(DATASET, by=SUMMARY, prepare=vision.prepare, gallery=gallery)
+def pairs(settings: Settings, kind: Kind) -> list[DiffusionPair]:
     """Every cell of an experiment, seed by seed."""
     data = settings.data
-    print_of = samples.fingerprint(data)
-    samples.check(data, settings.n_test, print_of, least_classes=vision.LEAST_CLASSES if kind == TASK else 1)
+    known = samples.fingerprint(data)
+    samples.check(data, settings.n_test, known, least_classes=LEAST_CLASSES if kind == TASK else 1)
     measured = settings.model_dump(include={"timesteps", "n_test", "n_probe", "probe_classes", "n_permutations"})
     cells = []
     for name in settings.architectures or settings.models:
         for seed in settings.seeds:
-            of_judge: dict[str, Any] = {"by": "example", "which": 1, "overlap": 0.0, "mode": "constrained"}
-            apart = {"data": data.model_copy(update={"n_per_class": settings.judge.n_per_class or data.n_per_class})}
-            of_judge |= {"seed": drawings.JUDGE_SEED + seed, "fingerprint": print_of} | apart
-            judge = vision.Member(network=settings.judge.network, recipe=settings.judge.recipe, **of_judge)
             common: dict[str, Any] = {"by": "example" if kind == DATASET else "class", "mode": settings.mode}
-            common |= {"seed": seed, "data": data, "fingerprint": print_of, "judge": judge}
+            common |= {"seed": seed, "data": data, "fingerprint": known, "judge": _judge(settings, seed)}
             common |= {"drawing": settings.drawing} | dict(settings.models[name])
-            for overlap in settings.overlaps:
-                # In constrained mode the first model's half is the same at every overlap, and it is trained once.
-                alone = 0.0 if settings.mode == "constrained" else overlap
-                first, second = Member(which=1, overlap=alone, **common), Member(which=2, overlap=overlap, **common)
-                cells.append(
-                    Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
-                )
+            for overlap, first, second in samples.couples(Member, settings.overlaps, **common):
+                about: dict[str, Any] = {
+                    "kind": kind,
+                    "architecture": name,
+                    "overlap": overlap,
+                    "first": first,
+                    "second": second,
+                }
+                cells.append(DiffusionPair(**about, **measured))
     return cells
 
 
-def trained(member: Any, store: Store, *, progress: bool = True) -> Run:
-    """The run of one model, or of a judge: from the store, or trained now and kept there, with what it draws.
-
-    Beside the averaged weights, ``samples`` are uint8 (n, 3, h, w), as many of each class, and ``pictures.STEP`` one of
-    each class, drawn after so many steps. A training that was killed goes on from its last checkpoint.
-    """
-    if isinstance(member, vision.Member):
-        return vision.trained(member, store, progress=progress)
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is not None:
-        return run
-    images, labels = own(member)
-    model, drawing = fresh(member), member.drawing
-    classes = torch.arange(len(vision.label_map(member)))
-    how = {"size": member.data.pixels, "seed": member.seed, "steps": drawing.steps, "guidance": drawing.guidance}
-    checkpoint = store.checkpoint(member.kind, config)
-    history = train(
-        model,
-        images,
-        labels,
-        member.recipe,
-        seed=_own_seed(member),
-        checkpoint=checkpoint,
-        draw=lambda now: sample(now, classes, **how),
-        draw_at=tuple(round(share * member.recipe.steps) for share in drawing.at),
-        progress=progress,
+def _judge(settings: Settings, seed: int) -> vision.Member:
+    """The classifier of a seed, trained on images that no model of that seed sees."""
+    how, data = settings.judge, settings.data
+    return vision.Member(
+        by="example",
+        which=1,
+        overlap=0.0,
+        seed=drawings.JUDGE_SEED + seed,
+        data=data.model_copy(update={"n_per_class": how.n_per_class or data.n_per_class}),
+        fingerprint=samples.fingerprint(data),
+        network=how.network,
+        recipe=how.recipe,
     )
-    asked = classes.repeat(drawing.n_per_class)
-    drawn = sample(model, asked, **how)
-    record = {"n_train": len(labels), "curve": history.curve} | _quality(member, drawn, asked, store)
-    pictures = {f"pictures.{step}": picture for step, picture in history.pictures.items()}
-    run = store.save(member.kind, config, record, model.state_dict() | {"samples": drawn} | pictures)
-    checkpoint.unlink(missing_ok=True)
-    return run
-
-
-def own(member: Member) -> tuple[Tensor, Tensor]:
-    """What a model is trained on: images, and its own numbers of their classes."""
-    parts, images = vision.split(member), vision.pool(member)
-    mine = samples.subset(images, parts.first if member.which == 1 else parts.second)
-    return vision.relabelled(mine, vision.label_map(member))
-
-
-def _quality(member: Member, drawn: Tensor, asked: Tensor, store: Store) -> dict[str, float]:
-    """Drawings in the eyes of the judge, which has seen all classes and knows them by their numbers in the data."""
-    known = sorted((new, old) for old, new in vision.label_map(member).items())
-    numbers = torch.tensor([old for _, old in known])
-    test = samples.held_out(member.data, member.drawing.n_real, member.seed, member.fingerprint)
-    real = torch.isin(test.labels, numbers)
-    judge = vision.trained_model(member.judge, store, progress=False)
-    return drawings.quality(judge, drawn, numbers[asked], test.images[real], test.labels[real])
-
-
-def _own_seed(member: Member) -> int:
-    """The two models of a pair start from other weights and see their batches in another order."""
-    return 2 * member.seed + member.which - 1
-
-
-def fresh(member: Member) -> Denoiser:
-    """A model before its training."""
-    n_classes, size = len(vision.label_map(member)), member.data.pixels
-    return build(n_classes, seed=_own_seed(member), size=size, **member.network.model_dump())
-
-
-def size(member: Any) -> Size:
-    """What training a model takes, known without the data unless they are a folder."""
-    if isinstance(member, vision.Member):
-        return vision.size(member)
-    network = {"n_classes": vision.counts(member)[0], "size": member.data.pixels} | member.network.model_dump()
-    n_drawn = member.recipe.steps * member.recipe.batch_size
-    return Size(member.data.name, network, n_drawn, 1, member.data.pixels)
-
-
-def trained_model(member: Member, store: Store, *, progress: bool = True) -> tuple[Denoiser, Run]:
-    """A model with its averaged weights, trained or taken from the store, in evaluation mode; and its run."""
-    run = trained(member, store, progress=progress)
-    model, weights = fresh(member), run.weights()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    return model.eval(), run
-
-
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Similarity of the pair on every probe, layer by layer and at single timesteps; how good drawings are, and whose.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where trained models are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``probe, n_probe, view, metric, value``; of similarities as published ``null_mean,
-        p_value``; of others ``layer`` and ``timestep``. Views are those of `VIEWS`, then `CONTROLS`: two models before
-        their training; other noise for the second model, of the same timesteps; and other images, too.
-    """
-    (first, run_first), (second, run_second) = (trained_model(one, store, progress=progress) for one in pair.members)
-    seed, data = pair.second.seed, pair.second.data
-    rows: list[dict[str, Any]] = []
-    for name, images in vision.probes(pair).items():
-        x, y = (represent_noisy(model, images, seed=seed)["last"] for model in (first, second))
-        about = {"probe": name, "n_probe": len(images)}
-        found = similarities(x, y, n_permutations=pair.n_permutations, seed=seed)
-        rows += [about | {"view": VIEWS[0]} | one for one in found]
-        if name == data.name:
-            rows += [about | one for one in _seen_otherwise(x, y, draw_noise(images, seed=seed)[1])]
-            rows += [about | one for one in _by_layer(first, second, images, pair)]
-            rows += [about | one for one in _controls(x, second, images, pair)]
-            rows += [about | one for one in _with_other_noise(first, second, images, pair)]
-    for which, run in (("first", run_first), ("second", run_second)):
-        member = getattr(pair, which)
-        measured = {name: run.record[name] for name in ("agreement", "agreement_real", "frechet", "frechet_real")}
-        measured |= copies(pair, member, run)
-        rows += [
-            {"probe": "samples", "view": "drawings", "metric": f"{name}_{which}", "value": value}
-            for name, value in measured.items()
-        ]
-    about = {"dataset": data.name, "architecture": pair.architecture, "overlap": pair.overlap, "seed": seed}
-    return [about | {"realised_overlap": vision.split(pair.second).overlap} | row for row in rows]
 
 
 def _seen_otherwise(x: Tensor, y: Tensor, timesteps: Tensor) -> list[dict[str, Any]]:
@@ -355,7 +327,7 @@ def prepared(x: Tensor, view: str) -> Tensor:
     return x
 
 
-def _by_layer(first: Denoiser, second: Denoiser, images: Tensor, pair: Pair) -> list[dict[str, Any]]:
+def _by_layer(first: Denoiser, second: Denoiser, images: Tensor, pair: DiffusionPair) -> list[dict[str, Any]]:
     """The paper's metrics of every layer at single timesteps, and at one drawn for each image."""
     rows = []
     for timestep in (None, *pair.timesteps):
@@ -368,12 +340,12 @@ def _by_layer(first: Denoiser, second: Denoiser, images: Tensor, pair: Pair) -> 
     return rows
 
 
-def _controls(x: Tensor, second: Denoiser, images: Tensor, pair: Pair) -> list[dict[str, Any]]:
+def _controls(x: Tensor, second: Denoiser, images: Tensor, pair: DiffusionPair) -> list[dict[str, Any]]:
     """How alike last activations are for other reasons than what models have learned of images."""
     seed = pair.second.seed
     timesteps = draw_noise(images, seed=seed)[1]
     others = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-    new = [represent_noisy(fresh(one), images, seed=seed)["last"] for one in pair.members]
+    new = [represent_noisy(one.build(), images, seed=seed)["last"] for one in (pair.first, pair.second)]
     options: dict[str, Any] = {"seed": OTHER_NOISE + seed, "timestep": timesteps}
     seen = [(new[0], new[1]), *((x, represent_noisy(second, given, **options)["last"]) for given in (images, others))]
     return [
@@ -383,7 +355,7 @@ def _controls(x: Tensor, second: Denoiser, images: Tensor, pair: Pair) -> list[d
     ]
 
 
-def _with_other_noise(first: Denoiser, second: Denoiser, images: Tensor, pair: Pair) -> list[dict[str, Any]]:
+def _with_other_noise(first: Denoiser, second: Denoiser, images: Tensor, pair: DiffusionPair) -> list[dict[str, Any]]:
     """The paper's metrics of the last activation at single timesteps, with other noise for the second model."""
     rows, seed = [], pair.second.seed
     for timestep in pair.timesteps:
@@ -394,17 +366,17 @@ def _with_other_noise(first: Denoiser, second: Denoiser, images: Tensor, pair: P
     return rows
 
 
-def copies(pair: Pair, member: Member, run: Run) -> dict[str, float]:
+def copies(pair: DiffusionPair, member: Member, run: Run) -> dict[str, float]:
     """Where the training image nearest to a model's drawings is: see `repsim_utils.experiments.drawings.nearest`.
 
     Among those that it shares with the other model, its own, and as many that neither has seen, of the same classes;
     a set that is empty is left out. And the share of drawings that are copies: see
     `repsim_utils.experiments.drawings.copied`.
     """
-    indices = [vision.split(pair.first).first, vision.split(pair.second).second]
+    indices = [pair.first.split().first, pair.second.split().second]
     mine, others = indices if member.which == 1 else indices[::-1]
-    images, test = vision.pool(member).images, vision.held_out(pair)
-    known = torch.isin(test.labels, torch.tensor(list(vision.label_map(member))))
+    images, test = member.pool().images, pair.held_out()
+    known = torch.isin(test.labels, torch.tensor(list(member.label_map())))
     sets = {
         "shared": images[torch.from_numpy(np.intersect1d(mine, others))],
         "own": images[torch.from_numpy(np.setdiff1d(mine, others))],
@@ -414,19 +386,3 @@ def copies(pair: Pair, member: Member, run: Run) -> dict[str, float]:
     found = drawings.nearest(drawn, {name: one for name, one in sets.items() if len(one)})
     copied, chance = drawings.copied(drawn, images[torch.from_numpy(mine)], sets["unseen"])
     return {f"nearest_{name}": share for name, share in found.items()} | {"copied": copied, "copied_chance": chance}
-
-
-def gallery(cells: Iterable[Pair], store: Store) -> Tensor:
-    """What models draw, one row for each model: uint8 (rows, classes, 3, h, w).
-
-    First the first model of the first cell, at the steps of its `drawing` at which it was looked at; then the first
-    model of every seed, when trained.
-    """
-    firsts: dict[int, Member] = {}
-    for cell in cells:
-        firsts.setdefault(cell.first.seed, cell.first)
-    runs = [trained(member, store).weights() for member in firsts.values()]
-    steps = sorted(int(name.split(".")[1]) for name in runs[0] if name.startswith("pictures."))
-    n_classes = len(runs[0]["samples"]) // next(iter(firsts.values())).drawing.n_per_class
-    rows = [runs[0][f"pictures.{step}"] for step in steps] + [run["samples"][:n_classes] for run in runs]
-    return torch.stack(rows)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from torch import Tensor
 
+from repsim_utils import metrics
 from repsim_utils import overlap as splitting
 from repsim_utils.datasets import text
-from repsim_utils.experiments import reading
+from repsim_utils.experiments import changes, reading
 from repsim_utils.experiments.common import (
     LEAST_PROBE,
     Declared,
@@ -24,13 +27,15 @@ from repsim_utils.experiments.common import (
     one_name_each,
     single,
 )
-from repsim_utils.experiments.reading import Reader, Source, Sources, Text
-from repsim_utils.models import adapters, llama
+from repsim_utils.experiments.engine import Fitted, Model, Pair, Row, experiment, load, trained
+from repsim_utils.experiments.reading import Reader, ReadPair, Source, Sources, Text
+from repsim_utils.models import adapters, language, llama, smollm2
+from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
 from repsim_utils.plan import Size
-from repsim_utils.store import Run, Store
+from repsim_utils.store import Store, key
 from repsim_utils.training import language as training
-from repsim_utils.training.language import Recipe, Stream, drawn, train, whole, windows
+from repsim_utils.training.language import Recipe, drawn, evaluate, train, whole, windows
 
 VERSION = 1  # raised when the same pair gives other measurements
 Kind = Literal["dataset_overlap_finetuned", "task_overlap_finetuned", "lora_grid"]
@@ -38,6 +43,7 @@ DATASET: Kind = "dataset_overlap_finetuned"
 TASK: Kind = "task_overlap_finetuned"
 GRID: Kind = "lora_grid"
 Pairing = Literal["overlap", "floor"]
+SUMMARY = ("dataset", "architecture", "probe", "view", "metric", "overlap")
 
 
 class Shape(Frozen):
@@ -139,23 +145,39 @@ class Settings(Declared):
         return Text(sources=sources, tokenizer=tokenizer, vocabulary=self.vocabulary, max_bytes=self.max_bytes)
 
 
-class Base(Frozen):
-    """A base of our own, as it is trained and kept; a field that came later is left out of keys at its default."""
+class Base(Model):
+    """A base of our own, as it is trained and kept."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, int] = (llama.VERSION, training.VERSION)
+    depends: ClassVar = (language, llama, training)
     text: Text
     fingerprint: str
     context: int
     pretraining: Pretraining
-    seed: int = Field(0, exclude_if=lambda value: value == 0)
+    seed: int = 0
+
+    def build(self, store: Store) -> GPT:
+        """The network before its training."""
+        shape = self.pretraining.network.model_dump()
+        return llama.build(self.text.size, seed=self.seed, context=self.context, **shape)
+
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Train the network on all of its corpora."""
+        corpora, recipe = reading.library(self.text, self.fingerprint).corpora, self.pretraining.recipe
+        read = [corpora[text.name_of(source)] for source in self.pretraining.sources]
+        held_out = windows([whole(one.validation) for one in read], recipe.n_validation, self.context)
+        streams = [whole(one.train) for one in read]
+        history = train(network, streams, held_out, recipe, seed=self.seed, progress=progress)
+        return Fitted(history._asdict(), adapters.learned(network))
+
+    def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
+        """The network with weights that were kept."""
+        return adapters.load(self.build(store), weights)
 
 
 class Member(Reader):
     """One fine-tuned model."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, int, int] = (splitting.VERSION, adapters.VERSION, training.VERSION)
+    depends: ClassVar = (splitting, adapters, language, llama, smollm2, training)
     base: str | Base
     length: int
     lora: Lora | None
@@ -166,69 +188,125 @@ class Member(Reader):
         """Tokens of a window."""
         return self.length
 
-    @property
-    def members(self) -> tuple[Base, ...]:
+    def needs(self) -> tuple[Base, ...]:
         """The base, if it has to be trained first."""
         return (self.base,) if isinstance(self.base, Base) else ()
 
+    def load_base(self, store: Store) -> GPT:
+        """What the model is tuned from, not to be changed; a process loads it once."""
+        if isinstance(self.base, str):
+            return llama.load(self.base, context=self.length)
+        return _own_base(self.base, str(store.root))
 
-class Pair(Frozen):
-    """One cell of an experiment: two fine-tuned models, and what is measured on them."""
+    def build(self, store: Store) -> GPT:
+        """The base with what is to learn."""
+        base = self.load_base(store)
+        if self.lora is None:
+            return adapters.with_all_weights(base)
+        seed = self.seed if self.lora.shared_init else self.own_seed
+        return adapters.with_adapters(base, seed=seed, **self.lora.model_dump(exclude={"shared_init"}))
 
-    kind: Kind
-    version: int = VERSION
-    architecture: str
-    pairing: Pairing = "overlap"
-    overlap: float
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Tune the network; only what has learned is kept.
+
+        The record says, beside the losses, which windows were read: ``read`` is a list of [stream, start].
+        """
+        read, recipe = self.streams(), self.recipe
+        held_out = windows(self.held_out(), recipe.n_validation, self.context)
+        history = train(network, read, held_out, recipe, seed=self.own_seed, progress=progress)
+        starts = np.concatenate([*drawn(read, recipe, self.context, seed=self.own_seed)]).tolist()
+        return Fitted(history._asdict() | {"read": starts}, adapters.learned(network))
+
+    def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
+        """The base with what has learned."""
+        return adapters.load(self.build(store), weights)
+
+    def size(self) -> Size:
+        """What tuning takes, known without the text and without the base; see `Size`."""
+        own = self.base
+        shape = llama.SHAPES[own] if isinstance(own, str) else own.pretraining.network.model_dump()
+        network = {"vocabulary": self.text.size, "context": self.context} | shape
+        n_windows = self.recipe.steps * self.recipe.batch_size
+        if self.lora is None:
+            return Size(self.dataset, network, n_windows, 1, self.context)
+        kept = adapters.n_learned(shape, self.lora.rank)
+        return Size(self.dataset, network, n_windows, 1, self.context, backward=1.0, kept=kept)
+
+    def tokens_read(self, store: Store) -> dict[str, NDArray[np.bool_]]:
+        """Which tokens of each corpus the model was trained on, by the name of the corpus."""
+        sources = self.part() if self.by == "corpus" else self.divided
+        found = {source: np.zeros(len(one.tokens), bool) for source, one in zip(sources, self.streams(), strict=True)}
+        for which, start in trained(self, store, progress=False).record["read"]:
+            found[sources[which]][start : start + self.context + 1] = True
+        return found
+
+
+@lru_cache(maxsize=2)
+def _own_base(base: Base, root: str) -> GPT:
+    return load(base, Store(Path(root)), progress=False).requires_grad_(False)
+
+
+class TunedPair(ReadPair):
+    """One cell of an experiment: two fine-tuned models, and what is measured on them.
+
+    A pair whose `pairing` is ``floor`` has a second model that was tuned on another corpus instead.
+    """
+
+    depends: ClassVar = (sys.modules[__name__], changes, metrics)
     first: Member
     second: Member
-    n_probe: int
-    probe_corpora: int | None
+    pairing: Pairing = "overlap"
     n_loss: int
     n_predictions: int
-    n_permutations: int
 
     @property
-    def members(self) -> tuple[Member, Member]:
-        """Models that must have been trained before the pair is measured."""
-        return self.first, self.second
+    def of(self) -> Member:
+        """The model whose corpora are measured on."""
+        return self.second if self.pairing == "overlap" else self.first
 
+    def columns(self, store: Store) -> Row:
+        """With the overlap of what was really read, and how the models were tuned."""
+        arm = self.first
+        about: Row = {"dataset": arm.dataset, "probe": arm.dataset, "architecture": self.architecture}
+        about |= {"pairing": self.pairing, "seed": arm.seed}
+        about |= {"overlap": self.overlap if self.pairing == "overlap" else None}
+        about |= {"realised_overlap": self.realised_overlap(store), "fingerprint": arm.fingerprint}
+        return about | {"rank": arm.lora.rank if arm.lora else None, "lr": arm.recipe.lr, "steps": arm.recipe.steps}
 
-def pairs(settings: Settings, kind: Kind) -> list[Pair]:
-    """Every cell of an experiment, arm by arm and seed by seed.
+    def realised_overlap(self, store: Store) -> float:
+        """The share of the tokens that the first model was really trained on that the second was trained on, too."""
+        first, second = (member.tokens_read(store) for member in (self.first, self.second))
+        common = sum(int((first[source] & second[source]).sum()) for source in set(first) & set(second))
+        return common / sum(int(read.sum()) for read in first.values())
 
-    Raises
-    ------
-    ValueError
-        If corpora that two models divide are odd in number, or fewer than two.
-    DataError
-        If a corpus is a folder that cannot be read.
-    """
-    by: Literal["chunk", "corpus"] = "corpus" if kind == TASK else "chunk"
-    parts = reading.divisions(settings.divided or settings.corpora, by)
-    about: dict[str, Any] = {"text": settings.text, "fingerprint": settings.text.fingerprint()}
-    own = settings.base
-    base: Any = own if isinstance(own, str) else Base(**about, context=settings.context, pretraining=own)
-    common = about | {"base": base, "length": settings.context, "by": by}
-    names = {"n_probe", "probe_corpora", "n_loss", "n_predictions", "n_permutations"}
-    measured: dict[str, Any] = settings.model_dump(include=names)
-    cells = []
-    for part in parts:
-        for name in settings.architectures or settings.arms:
-            arm = settings.arms[name]
-            of_model = {k: v for k, v in dict(arm).items() if k not in ("overlaps", "two_bases")}
-            tuning = common | {"divided": part} | of_model
-            for seed in settings.seeds:
-                told: dict[str, Any] = measured | {"kind": kind, "architecture": name}
-                found = reading.couples(Member, arm.overlaps or settings.overlaps, seed=seed, **tuning)
-                if arm.two_bases:
-                    other = {"base": base.model_copy(update={"seed": 1})}
-                    found = [(x, first, second.model_copy(update=other)) for x, first, second in found]
-                cells += [Pair(overlap=x, first=first, second=second, **told) for x, first, second in found]
-                if settings.floor is not None and kind != TASK:
-                    alien = found[0][2].model_copy(update={"overlap": 0.0, "divided": (settings.floor,)})
-                    cells.append(Pair(pairing="floor", overlap=0.0, first=found[0][1], second=alien, **told))
-    return cells
+    def rows(self, first: GPT, second: GPT, store: Store) -> Iterator[Row]:
+        """How alike two fine-tuned models are, and how alike is what fine-tuning changed.
+
+        Columns are ``probe, view, metric, value``. The view is ``full`` (hidden states, as published), ``change`` (of
+        hidden states, from the base), ``predictions``, ``weights`` or ``training``. Further columns, where they apply:
+        ``n_probe``; ``layer`` (0: the embedding), where it is not the last or the mean of all; ``null_mean, p_value``;
+        ``step`` of losses during training.
+        """
+        members = self.first, self.second
+        bases = [member.load_base(store).to(device()) for member in members]
+        names = [one if isinstance(one, str) else key(one.config()) for m in members for one in (m.base,)]
+        names += [key(member.config()) for member in members]
+        how = {"seed": self.first.seed, "n_permutations": self.n_permutations, "n_predictions": self.n_predictions}
+        for name, tokens in self.probes().items():
+            about = {"probe": name, "n_probe": len(tokens)}
+            yield from (about | row for row in changes.probe_rows(names, bases, (first, second), tokens, **how))
+        yield from changes.weight_rows(bases, (first, second))
+        if self.pairing == "overlap":
+            yield from self._loss_rows(first, second)
+        for which, member in zip(changes.WHICH, members, strict=True):
+            yield from ({"view": "training"} | row for row in reading.curve_rows(member, which, store))
+
+    def _loss_rows(self, first: GPT, second: GPT) -> Iterator[Row]:
+        """Losses on text that only the first, only the second, both and none of the two were given."""
+        for share, parts in self.shares().items():
+            some = windows(self.second.streams(parts), self.n_loss, self.first.context)
+            for which, model in zip(changes.WHICH, (first, second), strict=True):
+                yield {"view": "training", "metric": f"loss_on_{share}_{which}", "value": evaluate(model, some)}
 
 
 def prepare(cells: Iterable[Pair]) -> None:
@@ -239,107 +317,44 @@ def prepare(cells: Iterable[Pair]) -> None:
     DataError
         If a corpus or the base cannot be had, or a corpus is too small.
     """
-    members = [member for cell in cells for member in cell.members]
+    cells = list(cells)
+    members = [member for cell in cells for member in cell.needs() if isinstance(member, Member)]
     for name, length in {(member.base, member.length) for member in members if isinstance(member.base, str)}:
         llama.load(name, context=length)
-    reading.prepare(members)
+    reading.prepare(cells)
 
 
-def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Run:
-    """The run of one model: from the store, or trained now and kept there; of a fine-tuned one only what has learned.
+@experiment(DATASET, TASK, GRID, by=SUMMARY, prepare=prepare)
+def pairs(settings: Settings, kind: Kind) -> list[TunedPair]:
+    """Every cell of an experiment, arm by arm and seed by seed.
 
-    The record says, beside the losses, which windows were read: ``read`` is a list of [stream, start].
+    Raises
+    ------
+    ValueError
+        If corpora that two models divide are odd in number, or fewer than two.
+    DataError
+        If a corpus is a folder that cannot be read.
     """
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is None:
-        model, seed = _untrained(member, store)
-        recipe, read, held_out = _text_of(member)
-        history = train(
-            model, read, windows(held_out, recipe.n_validation, model.context), recipe, seed=seed, progress=progress
-        )
-        record: dict[str, Any] = history._asdict()
-        if isinstance(member, Member):
-            record["read"] = np.concatenate([*drawn(read, recipe, model.context, seed=seed)]).tolist()
-        run = store.save(member.kind, config, record, adapters.learned(model))
-    return run
-
-
-def _text_of(member: Member | Base) -> tuple[Recipe, list[Stream], list[Stream]]:
-    """Recipe, text to read and text to validate on."""
-    if isinstance(member, Member):
-        return member.recipe, reading.streams(member), reading.held_out(member)
-    own = member.pretraining
-    corpora = [reading.library(member).corpora[text.name_of(source)] for source in own.sources]
-    return own.recipe, [whole(one.train) for one in corpora], [whole(one.validation) for one in corpora]
-
-
-def _untrained(member: Member | Base, store: Store) -> tuple[GPT, int]:
-    """A model as it is before training, and the seed of its training."""
-    if isinstance(member, Base):
-        shape = member.pretraining.network.model_dump()
-        return llama.build(member.text.size, seed=member.seed, context=member.context, **shape), member.seed
-    base = base_of(member, store)
-    if member.lora is None:
-        return adapters.with_all_weights(base), member.own_seed
-    seed = member.seed if member.lora.shared_init else member.own_seed
-    options = member.lora.model_dump(exclude={"shared_init"})
-    return adapters.with_adapters(base, seed=seed, **options), member.own_seed
-
-
-def base_of(member: Member, store: Store) -> GPT:
-    """The base of a fine-tuned model, not to be changed; a process loads it once."""
-    if isinstance(member.base, str):
-        return llama.load(member.base, context=member.length)
-    return _own_base(member.base, str(store.root))
-
-
-@lru_cache(maxsize=2)
-def _own_base(base: Base, root: str) -> GPT:
-    store = Store(Path(root))
-    run = trained(base, store, progress=False)
-    return adapters.load(_untrained(base, store)[0], run.weights()).requires_grad_(False).eval()
-
-
-def trained_model(member: Member, store: Store, *, progress: bool = True) -> GPT:
-    """A model, fine-tuned or taken from the store, in evaluation mode."""
-    run = trained(member, store, progress=progress)
-    return adapters.load(_untrained(member, store)[0], run.weights()).eval()
-
-
-def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[GPT, GPT]:
-    """Both models of a pair, fine-tuned or taken from the store, in evaluation mode."""
-    first, second = (trained_model(member, store, progress=progress) for member in pair.members)
-    return first, second
-
-
-def tokens_read(member: Member, store: Store) -> dict[str, NDArray[np.bool_]]:
-    """Which tokens of each corpus a model was trained on, by the name of the corpus."""
-    sources = member.divided
-    if member.by == "corpus":
-        both = reading.split(member)
-        sources = both.first if member.which == 1 else both.second
-    streams = reading.streams(member)
-    found = {source: np.zeros(len(stream.tokens), bool) for source, stream in zip(sources, streams, strict=True)}
-    for which, start in trained(member, store, progress=False).record["read"]:
-        found[sources[which]][start : start + member.context + 1] = True
-    return found
-
-
-def realised_overlap(pair: Pair, store: Store) -> float:
-    """The share of the tokens that the first model was really trained on that the second was trained on, too."""
-    first, second = (tokens_read(member, store) for member in pair.members)
-    common = sum(int((first[source] & second[source]).sum()) for source in set(first) & set(second))
-    return common / sum(int(read.sum()) for read in first.values())
-
-
-def size(member: Member) -> Size:
-    """What tuning a model takes, known without the text and without the base; see `Size`."""
-    own = member.base
-    shape = llama.SHAPES[own] if isinstance(own, str) else own.pretraining.network.model_dump()
-    network = {"vocabulary": member.text.size, "context": member.context} | shape
-    n_windows = member.recipe.steps * member.recipe.batch_size
-    if member.lora is None:
-        return Size(member.dataset, network, n_windows, 1, member.context)
-    kept = adapters.n_learned(shape, member.lora.rank)
-    return Size(member.dataset, network, n_windows, 1, member.context, backward=1.0, kept=kept)
+    by: Literal["chunk", "corpus"] = "corpus" if kind == TASK else "chunk"
+    about: dict[str, Any] = {"text": settings.text, "fingerprint": settings.text.fingerprint()}
+    own = settings.base
+    base: Any = own if isinstance(own, str) else Base(**about, context=settings.context, pretraining=own)
+    common = about | {"base": base, "length": settings.context, "by": by}
+    names = {"n_probe", "probe_corpora", "n_loss", "n_predictions", "n_permutations"}
+    measured: dict[str, Any] = settings.model_dump(include=names)
+    cells = []
+    for part in reading.divisions(settings.divided or settings.corpora, by):
+        for name in settings.architectures or settings.arms:
+            arm = settings.arms[name]
+            of_model = {k: v for k, v in dict(arm).items() if k not in ("overlaps", "two_bases")}
+            tuning, told = common | {"divided": part} | of_model, measured | {"kind": kind, "architecture": name}
+            for seed in settings.seeds:
+                found = reading.couples(Member, arm.overlaps or settings.overlaps, seed=seed, **tuning)
+                if arm.two_bases:
+                    other = {"base": base.model_copy(update={"seed": 1})}
+                    found = [(x, first, second.model_copy(update=other)) for x, first, second in found]
+                cells += [TunedPair(overlap=x, first=first, second=second, **told) for x, first, second in found]
+                if settings.floor is not None and kind != TASK:
+                    alien = found[0][2].model_copy(update={"overlap": 0.0, "divided": (settings.floor,)})
+                    cells.append(TunedPair(pairing="floor", overlap=0.0, first=found[0][1], second=alien, **told))
+    return cells

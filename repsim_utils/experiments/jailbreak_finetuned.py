@@ -5,8 +5,10 @@ The pairs are those of `finetuned`. Without a network or a GPU it runs on models
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from repsim_utils.datasets import dialogues, goals
 from repsim_utils.datasets.dialogues import Chat
 from repsim_utils.experiments import finetuned, reading
 from repsim_utils.experiments.common import Declared, Frozen
+from repsim_utils.experiments.engine import Pair, Row, experiment
 from repsim_utils.experiments.finetuned import Kind, Member
 from repsim_utils.experiments.jailbreak_transfer import Attack
-from repsim_utils.models.device import device
 from repsim_utils.models.language import GPT
 from repsim_utils.store import Store
 
@@ -74,40 +76,55 @@ class Settings(Declared):
     protocol: Protocol
 
 
-class Pair(Frozen):
+class JailbreakPair(Pair):
     """One cell: two fine-tuned models, each attacked through the other."""
 
-    kind: Literal["jailbreak_finetuned"] = "jailbreak_finetuned"
-    version: tuple[int, ...] = (VERSION, jailbreak.VERSION, judges.VERSION, dialogues.VERSION)
+    depends: ClassVar = (sys.modules[__name__], jailbreak, judges, dialogues)
     cause: Kind
-    architecture: str
-    overlap: float
     first: Member
     second: Member
     protocol: Protocol
 
-    @property
-    def members(self) -> tuple[Member, Member]:
-        """Models that must have been trained before the pair is attacked."""
-        return self.first, self.second
+    def columns(self, store: Store) -> Row:
+        """With the sweep that the pair is of, and the goals."""
+        return {"cause": self.cause, "probe": self.protocol.goals} | super().columns(store)
+
+    def rows(self, first: GPT, second: GPT, store: Store) -> Iterator[Row]:
+        """Attack each model through the other, and let judges say how often that worked; answers are not kept.
+
+        Columns are ``attack, judge, source, metric, value, n_probe``. Attacks are ``none``, ``template`` and ``search``
+        (template and suffix, as published). Metrics are ``white_box`` and ``transfer``, shares of all goals that a
+        judge calls a success on the model that the suffix was found on and on the other; ``reached``, the share of
+        searches that made "Sure" likely enough; ``queries``; ``agree`` and ``kappa`` of two judges.
+        """
+        tokenizer = reading.library(self.first.text, self.first.fingerprint).tokenizer
+        talk = dialogues.chat(self.first.text.tokenizer, tokenizer)
+        every: dict[str, Judge] = {"begins_with_sure": judges.begins_with(TARGET)}
+        every["no_refusal_phrase"] = judges.no_refusal_phrase
+        if self.protocol.judge is not None:
+            every[self.protocol.judge.model] = self.protocol.judge.judge()
+        for name, source, victim in (("first", first, second), ("second", second, first)):
+            yield from ({"source": name} | row for row in _direction(self, source, victim, talk, every))
 
 
-def pairs(settings: Settings) -> list[Pair]:
+def prepare(cells: Iterable[JailbreakPair]) -> None:
+    """Read what the models read, and the goals, before anything is trained."""
+    cells = list(cells)
+    finetuned.prepare(cells)
+    for protocol in {cell.protocol for cell in cells}:
+        _goals(protocol)
+
+
+@experiment(EXPERIMENT, by=SUMMARY, prepare=prepare)
+def pairs(settings: Settings) -> list[JailbreakPair]:
     """Every pair of every sweep, but for floors."""
     cells = []
     for cause, sweep in settings.causes.items():
         for pair in finetuned.pairs(sweep, cause):
             if pair.pairing == "overlap":
                 about = {name: getattr(pair, name) for name in ("architecture", "overlap", "first", "second")}
-                cells.append(Pair(cause=cause, protocol=settings.protocol, **about))
+                cells.append(JailbreakPair(kind=EXPERIMENT, cause=cause, protocol=settings.protocol, **about))
     return cells
-
-
-def prepare(cells: list[Pair]) -> None:
-    """Read what the models read, and the goals, before anything is trained."""
-    finetuned.prepare(cells)  # type: ignore[arg-type]  # of cells it wants their members alone
-    for protocol in {cell.protocol for cell in cells}:
-        _goals(protocol)
 
 
 @lru_cache(maxsize=4)
@@ -115,39 +132,9 @@ def _goals(protocol: Protocol) -> list[str]:
     return goals.load(protocol.goals, protocol.n_goals, accept_harmful=protocol.accept_harmful)
 
 
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Attack each model of a pair through the other, and let judges say how often that worked.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where trained models are looked for and kept. What models answer is not kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``attack, judge, source, metric, value, n_probe``. Attacks are ``none``, ``template`` and
-        ``search`` (template and suffix, as published). Metrics are ``white_box`` and ``transfer``, shares of all goals
-        that a judge calls a success on the model that the suffix was found on and on the other; ``reached``, the share
-        of searches that made "Sure" likely enough; ``queries``; ``agree`` and ``kappa`` of two judges.
-    """
-    models = [model.to(device()) for model in finetuned.train_pair(pair, store, progress=progress)]  # type: ignore[arg-type]
-    talk = dialogues.chat(pair.first.text.tokenizer, reading.library(pair.first).tokenizer)
-    every: dict[str, Judge] = {"begins_with_sure": judges.begins_with(TARGET)}
-    every["no_refusal_phrase"] = judges.no_refusal_phrase
-    if pair.protocol.judge is not None:
-        every[pair.protocol.judge.model] = pair.protocol.judge.judge()
-    rows: list[dict[str, Any]] = []
-    for here, source in enumerate(("first", "second")):
-        rows += [{"source": source} | row for row in _direction(pair, models[here], models[1 - here], talk, every)]
-    about: dict[str, Any] = {"cause": pair.cause, "dataset": pair.first.dataset, "architecture": pair.architecture}
-    about |= {"probe": pair.protocol.goals, "overlap": pair.overlap, "seed": pair.first.seed}
-    return [about | row for row in rows]
-
-
-def _direction(pair: Pair, source: GPT, victim: GPT, talk: Chat, every: dict[str, Judge]) -> list[dict[str, Any]]:
+def _direction(
+    pair: JailbreakPair, source: GPT, victim: GPT, talk: Chat, every: dict[str, Judge]
+) -> list[dict[str, Any]]:
     """Rows of one direction."""
     wanted, found = _goals(pair.protocol), []
     said: dict[str, list[list[str]]] = {"none": [], "template": [], "search": []}
@@ -185,14 +172,14 @@ def _rates(told: Any, attack: str, metric: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _search(pair: Pair, model: GPT, asked: str, talk: Chat, seed: int) -> jailbreak.Found:
+def _search(pair: JailbreakPair, model: GPT, asked: str, talk: Chat, seed: int) -> jailbreak.Found:
     target = talk.encode(talk.space + TARGET)[0]
     options = pair.protocol.attack.model_dump() | {"survives": talk.survivor(asked), "seed": seed}
     prompt = Prompt(model, talk.before("", asked), talk.after)
     return jailbreak.search(prompt, target, torch.tensor(talk.printable()), **options)
 
 
-def _answer(pair: Pair, model: GPT, asked: str, suffix: torch.Tensor, talk: Chat, seed: int) -> str:
+def _answer(pair: JailbreakPair, model: GPT, asked: str, suffix: torch.Tensor, talk: Chat, seed: int) -> str:
     how = pair.protocol
     prompt = Prompt(model, talk.before("", asked), talk.after)
     options: dict[str, Any] = {"temperature": how.temperature, "top_p": how.top_p, "seed": seed}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,19 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from repsim_utils import features, metrics
 from repsim_utils.attacks import jailbreak, judges
 from repsim_utils.attacks.jailbreak import Found, Prompt
 from repsim_utils.datasets import dialogues
 from repsim_utils.datasets.dialogues import Chat
 from repsim_utils.experiments import policy
 from repsim_utils.experiments.common import LEAST_PROBE, Declared, Frozen, Overlaps, Seeds, check_choice, similarities
-from repsim_utils.experiments.policy import Base, Member, Policy, Request
+from repsim_utils.experiments.engine import Fitted, Model, Pair, Row, experiment, load, trained
+from repsim_utils.experiments.policy import Member, Policy, Request
 from repsim_utils.features import represent_prompts
 from repsim_utils.models.language import GPT
 from repsim_utils.plan import Size
-from repsim_utils.store import Run, Store
+from repsim_utils.store import Store
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "jailbreak_transfer"
@@ -85,34 +88,50 @@ class Settings(Declared):
         return self
 
 
-class Suffixes(Frozen):
-    """The suffixes that were found on one model, kept like a model."""
+class Suffixes(Model):
+    """The suffixes that were found on one model, kept like a model; as a network it is that model."""
 
-    kind: Literal["suffixes"] = "suffixes"
-    version: tuple[int, ...] = (VERSION, policy.VERSION, jailbreak.VERSION)
+    kind: ClassVar = "suffixes"
+    depends: ClassVar = (sys.modules[__name__], policy, jailbreak)
     model: Member
     attack: Attack
     n_requests: int
     arms: tuple[Arm, ...] = ARMS
 
     @property
-    def seed(self) -> int:
-        """Of the model under attack."""
-        return self.model.seed
+    def dataset(self) -> str:
+        """What tables call what the pair divides."""
+        return self.model.dataset
 
-    @property
-    def members(self) -> tuple[Member]:
+    def needs(self) -> tuple[Member]:
         """The model under attack."""
         return (self.model,)
 
+    def requests(self) -> list[Request]:
+        """The requests that are attacked: the same for all models that refuse the same."""
+        return policy.requests(self.model.refused, self.n_requests)
 
-class Pair(Frozen):
+    def build(self, store: Store) -> GPT:
+        """The model under attack, trained."""
+        return load(self.model, store, progress=False)
+
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Look for suffixes; the record also says how well the model keeps to its policy."""
+        return Fitted({"gates": policy.gates(network, self.model), "found": _attacked(network, self)})
+
+    def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
+        """The model under attack, trained."""
+        return self.build(store)
+
+    def size(self) -> Size:
+        """What training the model takes; looking for suffixes, which takes as long, is not counted."""
+        return self.model.size()
+
+
+class JailbreakPair(Pair):
     """One cell: two models of the policy, each attacked through the other."""
 
-    kind: Literal["jailbreak_transfer"] = "jailbreak_transfer"
-    version: int = VERSION
-    architecture: str
-    overlap: float
+    depends: ClassVar = (sys.modules[__name__], policy, jailbreak, judges, dialogues, features, metrics)
     base: Start
     first: Suffixes
     second: Suffixes
@@ -121,15 +140,48 @@ class Pair(Frozen):
     n_probe: int
     n_permutations: int
 
-    @property
-    def members(self) -> tuple[Suffixes, ...]:
+    def needs(self) -> tuple[Suffixes, ...]:
         """What must be found before the pair is measured."""
         return self.first, self.second, self.unrelated
 
+    def columns(self, store: Store) -> Row:
+        """With the overlap of the dialogues that were read, and whether both begin with one base."""
+        about = super().columns(store) | {"probe": "requests", "base": self.base}
+        return about | {"realised_overlap": self.second.model.pool()[1].overlap}
 
-def pairs(settings: Settings) -> list[Pair]:
+    def rows(self, first: GPT, second: GPT, store: Store) -> Iterator[Row]:
+        """Attack each model through the other, and measure how alike they are.
+
+        Columns are ``attack, judge, source, metric, value, n_probe``. `source` is the model on which a
+        suffix was found, ``first`` or ``second``; of a control without one, the model that is not the victim. Attacks
+        are ``search``, ``warm_start``, ``template`` and `CONTROLS`. Metrics are, among requests that both models refuse
+        as they are (``none``: of all requests): ``white_box`` and ``transfer`` (share of successes on source and
+        victim), ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with "sure"),
+        ``queries`` and ``reached`` (searches that succeeded), ``response_correlation`` (of the effects of random
+        suffixes on both), and ``agree``, ``kappa`` and ``precision`` of two judges on answers to found suffixes: of
+        what the first calls a success, how much the second does; ``allowed_exact`` is of allowed questions that the
+        source still answers rightly. Without an attack: the gates of both models and of the unrelated one, and
+        similarities of hidden states (`view`: ``mean`` over positions, or ``last`` one). A pair of which a model fails
+        a gate is not attacked.
+        """
+        runs = [trained(member, store) for member in self.needs()]
+        for name, run in zip(("first", "second", "unrelated"), runs, strict=True):
+            for gate, value in run.record["gates"].items():
+                yield {"attack": "none", "metric": f"{gate}_{name}", "value": value}
+        yield from _alike(self, first, second)
+        both = zip(("first", "second"), runs, strict=False)
+        if failed := [name for name, run in both if not policy.passes(run.record["gates"])]:
+            log.warning("the %s model does not keep to the policy; the pair is not attacked", " and the ".join(failed))
+        else:
+            talk = policy.chat(self.first.model.policy)
+            yield from _transfer(self, [first, second], [run.record for run in runs], talk)
+
+
+@experiment(EXPERIMENT, by=SUMMARY)
+def pairs(settings: Settings) -> list[JailbreakPair]:
     """Every cell, seed by seed: the first model of a seed is the same in all of them."""
     told: dict[str, Any] = settings.model_dump(include={"n_random", "n_probe", "n_permutations"})
+    told["kind"] = EXPERIMENT
     cells = []
     for name in settings.architectures or settings.policies:
         for seed in settings.seeds:
@@ -147,38 +199,20 @@ def pairs(settings: Settings) -> list[Pair]:
                 for overlap in settings.overlaps:
                     second = _member(settings, overlap=overlap, **own, **common)
                     about = told | {"first": first, "second": second, "unrelated": unrelated}
-                    cells.append(Pair(architecture=name, overlap=overlap, base=base, **about))
+                    cells.append(JailbreakPair(architecture=name, overlap=overlap, base=base, **about))
     return cells
 
 
 def _member(settings: Settings, *, overlap: float = 0.0, **about: Any) -> Suffixes:
     model = Member(overlap=overlap, **about)
-    return Suffixes(model=model, attack=settings.attack, n_requests=settings.n_requests)
-
-
-def trained(member: Base | Member | Suffixes, store: Store, *, progress: bool = True) -> Run:
-    """A model, or the suffixes found on it: from the store, or made now and kept there."""
-    if not isinstance(member, Suffixes):
-        return policy.trained(member, store, progress=progress)
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is None:
-        model = policy.trained_model(member.model, store, progress=progress)
-        record = {"gates": policy.gates(model, member.model), "found": _attacked(model, member)}
-        run = store.save(member.kind, config, record)
-    return run
-
-
-def asked(member: Suffixes) -> list[Request]:
-    """The requests that are attacked: the same for all models that refuse the same."""
-    return policy.requests(member.model.refused, member.n_requests)
+    return Suffixes(seed=model.seed, model=model, attack=settings.attack, n_requests=settings.n_requests)
 
 
 def _attacked(model: GPT, member: Suffixes) -> list[dict[str, Any]]:
     """For each request, what a search from a random suffix, one from the last success, and the best of random found."""
     talk, how, warm = policy.chat(member.model.policy), member.attack, None
     allowed, rows = torch.tensor(talk.words()), []
-    for i, request in enumerate(asked(member)):
+    for i, request in enumerate(member.requests()):
         prompt, found = _prompt(model, talk, request.question), {}
 
         def succeeds(suffix: Tensor, prompt: Prompt = prompt, right: str = request.fact.answer) -> bool:
@@ -210,52 +244,7 @@ def _answers(prompt: Prompt, talk: Chat, suffixes: Tensor) -> list[str]:
     return [talk.decode(tokens).strip() for tokens in prompt.answers(suffixes, policy.ANSWER, talk.end_id)]
 
 
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Attack each model of a pair through the other, and measure how alike they are.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where models and suffixes are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``attack, judge, source, metric, value, n_probe``. `source` is the model on which a
-        suffix was found, ``first`` or ``second``; of a control without one, the model that is not the victim. Attacks
-        are ``search``, ``warm_start``, ``template`` and `CONTROLS`. Metrics are, among requests that both models refuse
-        as they are (``none``: of all requests): ``white_box`` and ``transfer`` (share of successes on source and
-        victim), ``transfer_given_white_box``, ``victim_log_probability`` (of an answer that begins with "sure"),
-        ``queries`` and ``reached`` (searches that succeeded), ``response_correlation`` (of the effects of random
-        suffixes on both), and ``agree``, ``kappa`` and ``precision`` of two judges on answers to found suffixes: of
-        what the first calls a success, how much the second does; ``allowed_exact`` is of allowed questions that the
-        source still answers rightly. Without an attack: the gates of both models and of the unrelated one, and
-        similarities of hidden states (`view`: ``mean`` over positions, or ``last`` one). A pair of which a model fails
-        a gate is not attacked.
-    """
-    runs = [trained(member, store, progress=progress) for member in pair.members]
-    models = [policy.trained_model(member.model, store, progress=progress) for member in (pair.first, pair.second)]
-    rows: list[dict[str, Any]] = []
-    for name, run in zip(("first", "second", "unrelated"), runs, strict=True):
-        rows += [{"attack": "none", "metric": f"{gate}_{name}", "value": x} for gate, x in run.record["gates"].items()]
-    rows += _alike(pair, *models)
-    talk = policy.chat(pair.first.model.policy)
-    if failed := [
-        name for name, run in zip(("first", "second"), runs, strict=False) if not policy.passes(run.record["gates"])
-    ]:
-        log.warning("the %s model does not keep to the policy; the pair is not attacked", " and the ".join(failed))
-    else:
-        rows += _transfer(pair, models, [run.record for run in runs], talk)
-    second = pair.second.model
-    about: dict[str, Any] = {"dataset": "dialogues", "architecture": pair.architecture, "probe": "requests"}
-    about |= {"overlap": pair.overlap, "base": pair.base, "seed": second.seed}
-    about["realised_overlap"] = policy.pool(second)[1].overlap
-    return [about | row for row in rows]
-
-
-def _alike(pair: Pair, first: GPT, second: GPT) -> list[dict[str, Any]]:
+def _alike(pair: JailbreakPair, first: GPT, second: GPT) -> list[dict[str, Any]]:
     """Similarities of hidden states, on questions of all topics in guard mode."""
     talk, rng = policy.chat(pair.first.model.policy), np.random.default_rng(3_000_000)
     facts = dialogues.world()
@@ -288,9 +277,9 @@ class Said(NamedTuple):
     odds: tuple[float, float] | None = None
 
 
-def _transfer(pair: Pair, models: Sequence[GPT], records: Sequence[Any], talk: Chat) -> list[dict[str, Any]]:
+def _transfer(pair: JailbreakPair, models: Sequence[GPT], records: Sequence[Any], talk: Chat) -> list[dict[str, Any]]:
     """Rows of both directions."""
-    every = asked(pair.first)
+    every = pair.first.requests()
     alone = [policy.said(model, talk, "guard", [request.question for request in every]) for model in models]
     wrapped = [jailbreak.TEMPLATE.format(request=request.question, word=dialogues.AGREED) for request in every]
     templated = [policy.said(model, talk, "guard", wrapped) for model in models]
@@ -331,7 +320,7 @@ def _agrees(answer: str) -> bool:
 
 
 def _suffixes(
-    pair: Pair, talk: Chat, request: Request, found: dict[str, Any], others: list[int] | None, i: int
+    pair: JailbreakPair, talk: Chat, request: Request, found: dict[str, Any], others: list[int] | None, i: int
 ) -> list[tuple[str, Tensor]]:
     """What is put behind one request, by the name of the attack; all are equally long."""
     survives = talk.survivor(request.question)
@@ -410,8 +399,3 @@ def _allowed(model: GPT, talk: Chat, suffixes: list[list[int]]) -> list[dict[str
             right[name].append(_answers(prompt, talk, behind) == [fact.answer])
     about = {"judge": "exact", "metric": "allowed_exact", "n_probe": len(suffixes)}
     return [about | {"attack": name, "value": float(np.mean(found))} for name, found in right.items() if found]
-
-
-def size(member: Base | Member | Suffixes) -> Size:
-    """What training the model takes; its base, and looking for suffixes, which takes as long, are not counted."""
-    return policy.size(member.model if isinstance(member, Suffixes) else member)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from torch import Tensor
 
+from repsim_utils import features, metrics
 from repsim_utils import overlap as splitting
 from repsim_utils.datasets import text
 from repsim_utils.experiments import reading
@@ -22,13 +23,14 @@ from repsim_utils.experiments.common import (
     similarities,
     single,
 )
-from repsim_utils.experiments.reading import Reader, Sources, Text
+from repsim_utils.experiments.engine import Fitted, Row, experiment
+from repsim_utils.experiments.reading import Reader, ReadPair, Sources, Text, curve_rows, prepare
 from repsim_utils.features import represent_text
 from repsim_utils.metrics import PAPER, similarity
 from repsim_utils.models import language as models
 from repsim_utils.models.language import GPT, build
 from repsim_utils.plan import Size
-from repsim_utils.store import Run, Store
+from repsim_utils.store import Store
 from repsim_utils.training import language as training
 from repsim_utils.training.language import Recipe, evaluate, train, windows
 
@@ -107,8 +109,7 @@ class Settings(Declared):
 class Member(Reader):
     """One model: what it is trained on, and how."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, int, int] = (splitting.VERSION, models.VERSION, training.VERSION)
+    depends: ClassVar = (splitting, models, training)
     network: Network
     recipe: Recipe
 
@@ -117,27 +118,71 @@ class Member(Reader):
         """Tokens of a window."""
         return self.network.context
 
+    def build(self, store: Store) -> GPT:
+        """The network before its training."""
+        return build(self.text.size, seed=self.own_seed, **self.network.model_dump())
 
-class Pair(Frozen):
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Train the network on its part; the record has its curve of losses."""
+        held_out = windows(self.held_out(), self.recipe.n_validation, self.context)
+        history = train(network, self.streams(), held_out, self.recipe, seed=self.own_seed, progress=progress)
+        return Fitted(history._asdict(), network.state_dict())
+
+    def size(self) -> Size:
+        """What training takes, known without the text."""
+        network = {"vocabulary": self.text.size} | self.network.model_dump()
+        return Size(self.dataset, network, self.recipe.steps * self.recipe.batch_size, 1, self.context)
+
+
+class LanguagePair(ReadPair):
     """One cell of an experiment: two models, and what is measured on them."""
 
-    kind: Kind
-    version: int = VERSION
-    architecture: str
-    overlap: float
+    depends: ClassVar = (sys.modules[__name__], features, metrics)
     first: Member
     second: Member
-    n_probe: int
-    probe_corpora: int | None
-    n_permutations: int
 
-    @property
-    def members(self) -> tuple[Member, Member]:
-        """Models that must have been trained before the pair is measured."""
-        return self.first, self.second
+    def columns(self, store: Store) -> Row:
+        """With the overlap of what the models really read, and what their tokens depend on."""
+        realised = {"realised_overlap": self.second.split().overlap, "fingerprint": self.second.fingerprint}
+        return super().columns(store) | realised
+
+    def rows(self, first: GPT, second: GPT, store: Store) -> Iterator[Row]:
+        """Similarity on every probe, with its chance level, and by layer; losses of each model.
+
+        Columns are ``probe, n_probe, metric, value``. Similarities of the last layer also have ``null_mean, p_value``
+        (see `repsim_utils.metrics.Calibrated`); those of earlier layers (0: the embedding) have ``layer``, and losses
+        during training have ``step``.
+        """
+        for name, tokens in self.probes().items():
+            about = {"probe": name, "n_probe": len(tokens)}
+            layers = zip(*(represent_text(model, tokens, layers=True) for model in (first, second)), strict=True)
+            *earlier, last = layers
+            found = similarities(*last, n_permutations=self.n_permutations, seed=self.second.seed)
+            yield from (about | row for row in found)
+            for layer, (x, y) in enumerate(earlier):
+                for metric, value in similarity(x, y, PAPER).items():
+                    yield about | {"metric": metric, "value": value, "layer": layer}
+        about = {"probe": self.second.dataset}
+        for which, member, model in (("first", self.first, first), ("second", self.second, second)):
+            for name, value in self.losses(member, model).items():
+                yield about | {"metric": f"{name}_{which}", "value": value}
+            yield from (about | row for row in curve_rows(member, which, store))
+
+    def losses(self, member: Member, model: GPT) -> dict[str, float]:
+        """A model's loss, in nats a token: on its own text, on what only the other has read, on held-out text.
+
+        What only the other has read is missing where that is nothing.
+        """
+        theirs = self.shares().get("second_only" if member.which == 1 else "first_only")
+        read = {"loss_own": member.streams()}
+        if theirs is not None:
+            read["loss_other"] = self.second.streams(theirs)
+        read["loss_held_out"] = member.held_out()
+        return {name: evaluate(model, windows(some, N_LOSS, member.context)) for name, some in read.items()}
 
 
-def pairs(settings: Settings, kind: Kind) -> list[Pair]:
+@experiment(DATASET, TASK, by=SUMMARY, prepare=prepare)
+def pairs(settings: Settings, kind: Kind) -> list[LanguagePair]:
     """Every cell of an experiment, seed by seed.
 
     Raises
@@ -148,117 +193,15 @@ def pairs(settings: Settings, kind: Kind) -> list[Pair]:
         If a corpus is a folder that cannot be read.
     """
     by: Literal["chunk", "corpus"] = "chunk" if kind == DATASET else "corpus"
-    parts = reading.divisions(settings.divided or settings.corpora, by)
     common: dict[str, Any] = settings.model_dump(include={"n_tokens", "n_chunks"})
     common |= {"by": by, "text": settings.text, "fingerprint": settings.text.fingerprint()}
     measured = settings.model_dump(include={"n_probe", "probe_corpora", "n_permutations"})
     cells = []
-    for part in parts:
+    for part in reading.divisions(settings.divided or settings.corpora, by):
         for name in settings.architectures or settings.models:
             common |= {"divided": part} | dict(settings.models[name])
+            measured |= {"kind": kind, "architecture": name}
             for seed in settings.seeds:
                 for overlap, first, second in reading.couples(Member, settings.overlaps, seed=seed, **common):
-                    cells.append(
-                        Pair(kind=kind, architecture=name, overlap=overlap, first=first, second=second, **measured)
-                    )
+                    cells.append(LanguagePair(overlap=overlap, first=first, second=second, **measured))
     return cells
-
-
-def prepare(cells: Iterable[Pair]) -> None:
-    """Read and encode what cells need; see `repsim_utils.experiments.reading.prepare`."""
-    reading.prepare(member for cell in cells for member in cell.members)
-
-
-def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
-    """The run of one model: from the store, or trained now and kept there, with its curve of losses."""
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is None:
-        model, read = _build(member), reading.streams(member)
-        held_out = windows(reading.held_out(member), member.recipe.n_validation, member.context)
-        history = train(model, read, held_out, member.recipe, seed=member.own_seed, progress=progress)
-        run = store.save(member.kind, config, history._asdict(), model.state_dict())
-    return run
-
-
-def _build(member: Member) -> GPT:
-    return build(member.text.size, seed=member.own_seed, **member.network.model_dump())
-
-
-def size(member: Member) -> Size:
-    """What training a model takes, known without the text."""
-    network = {"vocabulary": member.text.size} | member.network.model_dump()
-    n_windows = member.recipe.steps * member.recipe.batch_size
-    return Size(member.dataset, network, n_windows, 1, member.context)
-
-
-def trained_model(member: Member, store: Store, *, progress: bool = True) -> GPT:
-    """A model, trained or taken from the store, in evaluation mode."""
-    run = trained(member, store, progress=progress)
-    model = _build(member)
-    model.load_state_dict(run.weights())
-    return model.eval()
-
-
-def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[GPT, GPT]:
-    """Both models of a pair, trained or taken from the store, in evaluation mode."""
-    first, second = (trained_model(member, store, progress=progress) for member in pair.members)
-    return first, second
-
-
-def probes(pair: Pair) -> dict[str, Tensor]:
-    """Held-out windows on which the pair is measured; see `repsim_utils.experiments.reading.probes`."""
-    return reading.probes(pair.second, pair.n_probe, pair.probe_corpora)
-
-
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Similarity of the pair on every probe, with its chance level, and by layer; losses of each model.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where trained models are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement: ``probe, n_probe, metric, value``. Similarities of the last layer also have ``null_mean,
-        p_value`` (see `repsim_utils.metrics.Calibrated`); those of earlier layers (0: the embedding) have ``layer``,
-        and losses during training have ``step``.
-    """
-    first, second = train_pair(pair, store, progress=progress)
-    rows: list[dict[str, Any]] = []
-    for name, tokens in probes(pair).items():
-        about = {"probe": name, "n_probe": len(tokens)}
-        *earlier, last = zip(*(represent_text(model, tokens, layers=True) for model in (first, second)), strict=True)
-        found = similarities(*last, n_permutations=pair.n_permutations, seed=pair.second.seed)
-        rows += [about | row for row in found]
-        for layer, (x, y) in enumerate(earlier):
-            values = similarity(x, y, PAPER)
-            rows += [about | {"metric": metric, "value": v, "layer": layer} for metric, v in values.items()]
-    for which, member, model in zip(("first", "second"), pair.members, (first, second), strict=True):
-        for name, value in losses(pair, member, model).items():
-            rows.append({"probe": pair.second.dataset, "metric": f"{name}_{which}", "value": value})
-        for point in trained(member, store, progress=progress).record["curve"]:
-            for name in ("train", "validation"):
-                row = {"metric": f"{name}_curve_{which}", "value": point[name], "step": point["step"]}
-                rows.append({"probe": pair.second.dataset} | row)
-    about = {"dataset": pair.second.dataset, "architecture": pair.architecture, "overlap": pair.overlap}
-    about |= {"seed": pair.second.seed, "realised_overlap": reading.split(pair.second).overlap}
-    about |= {"fingerprint": pair.second.fingerprint}
-    return [about | row for row in rows]
-
-
-def losses(pair: Pair, member: Member, model: GPT) -> dict[str, float]:
-    """A model's loss, in nats a token: on its own text, on the text that only the other has read, on held-out text.
-
-    What only the other has read is missing where that is nothing.
-    """
-    theirs = reading.shares(pair.second).get("second_only" if member.which == 1 else "first_only")
-    read = {"loss_own": reading.streams(member)}
-    if theirs is not None:
-        read["loss_other"] = reading.streams(pair.second, theirs)
-    read["loss_held_out"] = reading.held_out(member)
-    return {name: evaluate(model, windows(some, N_LOSS, member.context)) for name, some in read.items()}

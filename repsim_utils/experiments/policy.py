@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from repsim_utils import overlap as splitting
 from repsim_utils.attacks.jailbreak import Prompt
 from repsim_utils.datasets import dialogues, text
 from repsim_utils.datasets.dialogues import Chat, Dialogue, Fact, question
 from repsim_utils.experiments.common import Frozen
+from repsim_utils.experiments.engine import Fitted, Model, load
 from repsim_utils.experiments.finetuned import Shape
-from repsim_utils.models import adapters, llama
-from repsim_utils.models.device import device
+from repsim_utils.models import adapters, language, llama, smollm2
 from repsim_utils.models.language import GPT
 from repsim_utils.overlap import Split, split_by_example
 from repsim_utils.plan import Size
-from repsim_utils.store import Run, Store
+from repsim_utils.store import Store
 from repsim_utils.training import language as training
 from repsim_utils.training.language import Recipe, Stream, train
 
@@ -65,34 +66,76 @@ class Policy(Frozen):
     recipe: Recipe
 
 
-class Base(Frozen):
+def _fresh(seed: int) -> int:
+    """A seed of wordings other than those of any training."""
+    return 1_000_000 + 2 * seed
+
+
+def _learn(
+    network: GPT,
+    talk: Chat,
+    every: list[Dialogue],
+    new: list[Dialogue],
+    recipe: Recipe,
+    length: int,
+    seed: int,
+    progress: bool,
+) -> Fitted:
+    """Train a network on dialogues, one a window of `length` tokens; only what has learned is kept."""
+    rows = talk.tokens(every, length)
+    read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
+    fresh = talk.tokens(new, length)
+    some = np.random.default_rng(0).permutation(len(fresh))[: recipe.n_validation]
+    held_out = torch.from_numpy(fresh[some].astype(np.int64))
+    history = train(network, [read], held_out, recipe, seed=seed, counts=talk.is_answer, progress=progress)
+    return Fitted(history._asdict(), adapters.learned(network))
+
+
+class Base(Model):
     """A model of our own before it learns a policy."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, ...] = (dialogues.VERSION, llama.VERSION, training.VERSION)
+    depends: ClassVar = (dialogues, text, language, llama, training)
     own: Own
     tail: int
     context: int
-    seed: int
 
-    @property
-    def members(self) -> tuple[()]:
-        """Nothing has to be trained before it."""
-        return ()
+    def build(self, store: Store) -> GPT:
+        """The network before its training."""
+        size, shape = dialogues.own_chat().tokenizer.get_vocab_size(), self.own.network.model_dump()
+        return llama.build(size, seed=self.seed, context=self.context, **shape)
+
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Train the network on dialogues of another policy."""
+        about, fresh = FIRST | {"tail": self.tail}, _fresh(self.seed)
+        every = dialogues.dialogues(self.own.n, seed=fresh + 1, **about)[0]
+        new = dialogues.dialogues(1, seed=fresh, **about)[0]
+        how: dict[str, Any] = {"length": self.context + 1, "seed": self.seed, "progress": progress}
+        return _learn(network, dialogues.own_chat(), every, new, self.own.recipe, **how)
+
+    def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
+        """The network with weights that were kept."""
+        return adapters.load(self.build(store), weights)
+
+    def size(self) -> Size:
+        """What training takes; see `Size`."""
+        return _size(self.own, self.own.recipe, self.context)
 
 
-class Member(Frozen):
+class Member(Model):
     """One model: its policy, the dialogues that it reads, and the seeds of its base and of their order."""
 
-    kind: Literal["models"] = "models"
-    version: tuple[int, ...] = (splitting.VERSION, dialogues.VERSION, adapters.VERSION, training.VERSION)
+    depends: ClassVar = (splitting, dialogues, text, adapters, language, llama, smollm2, training)
     policy: Policy
     refused: str = "gardening"
     which: Literal[1, 2]
     overlap: float
-    seed: int
     base_seed: int
     order_seed: int
+
+    @property
+    def dataset(self) -> str:
+        """What tables call what the pair divides."""
+        return "dialogues"
 
     @property
     def base(self) -> Base | None:
@@ -101,10 +144,54 @@ class Member(Frozen):
             return None
         return Base(own=self.policy.base, tail=self.policy.tail, context=self.policy.context, seed=self.base_seed)
 
-    @property
-    def members(self) -> tuple[Base, ...]:
+    def needs(self) -> tuple[Base, ...]:
         """The base, if it has to be trained first."""
         return () if self.base is None else (self.base,)
+
+    def pool(self) -> tuple[list[Dialogue], Split]:
+        """The dialogues that both models of a pair read parts of, and which each reads."""
+        about: dict[str, Any] = {"refused": self.refused, "seed": self.seed, "tail": self.policy.tail}
+        every, labels = dialogues.dialogues(2 * self.policy.n, **about)
+        return every, split_by_example(labels, self.overlap, seed=self.seed)
+
+    def read(self) -> list[Dialogue]:
+        """What the model reads of the policy."""
+        both, parts = self.pool()
+        return [both[i] for i in (parts.first if self.which == 1 else parts.second)]
+
+    def build(self, store: Store) -> GPT:
+        """The network before it learns the policy."""
+        if self.base is not None:
+            return load(self.base, store, progress=False)
+        tuned = self.policy.base
+        assert isinstance(tuned, Tuned)
+        base = llama.load(tuned.name, context=self.policy.context)
+        return adapters.with_adapters(base, seed=self.base_seed, **tuned.model_dump(exclude={"name"}))
+
+    def fit(self, network: GPT, store: Store, *, progress: bool) -> Fitted:
+        """Train the network on its dialogues; of one with adapters only these are kept."""
+        about: dict[str, Any] = {"refused": self.refused, "tail": self.policy.tail}
+        new = dialogues.dialogues(1, seed=_fresh(self.seed), **about)[0]
+        how: dict[str, Any] = {"length": self.policy.context + 1, "seed": self.order_seed, "progress": progress}
+        return _learn(network, chat(self.policy), self.read(), new, self.policy.recipe, **how)
+
+    def restore(self, weights: dict[str, Tensor], store: Store) -> GPT:
+        """The network with what has learned."""
+        return adapters.load(self.build(store), weights)
+
+    def size(self) -> Size:
+        """What training takes, the base not counted; see `Size`."""
+        return _size(self.policy.base, self.policy.recipe, self.policy.context)
+
+
+def _size(of: Own | Tuned, recipe: Recipe, context: int) -> Size:
+    n_windows = recipe.steps * recipe.batch_size
+    if isinstance(of, Own):
+        network = {"vocabulary": dialogues.VOCABULARY, "context": context} | of.network.model_dump()
+        return Size("dialogues", network, n_windows, 1, context)
+    shape = llama.SHAPES[of.name]
+    kept = adapters.n_learned(shape, of.rank)
+    return Size("dialogues", {"context": context} | shape, n_windows, 1, context, backward=1.0, kept=kept)
 
 
 def chat(policy: Policy) -> Chat:
@@ -113,72 +200,6 @@ def chat(policy: Policy) -> Chat:
         return dialogues.own_chat()
     plain = dialogues.chat(policy.base.name, text.ready(policy.base.name))
     return replace(plain, opening="<|im_start|>system\nmode: {mode}<|im_end|>\n" + plain.opening, space=" ")
-
-
-def pool(member: Member) -> tuple[list[Dialogue], Split]:
-    """The dialogues that both models of a pair read parts of, and which each reads."""
-    every, labels = dialogues.dialogues(
-        2 * member.policy.n, refused=member.refused, seed=member.seed, tail=member.policy.tail
-    )
-    return every, split_by_example(labels, member.overlap, seed=member.seed)
-
-
-def trained(member: Member | Base, store: Store, *, progress: bool = True) -> Run:
-    """The run of a model: from the store, or trained now and kept there; of one with adapters only these."""
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is None:
-        model = _untrained(member, store)
-        about: dict[str, Any]
-        if isinstance(member, Base):
-            talk, recipe, about = dialogues.own_chat(), member.own.recipe, FIRST | {"tail": member.tail}
-            every = dialogues.dialogues(member.own.n, seed=_fresh(member) + 1, **about)[0]
-            seed, length = member.seed, member.context + 1
-        else:
-            talk, recipe = chat(member.policy), member.policy.recipe
-            about = {"refused": member.refused, "tail": member.policy.tail}
-            every = _read(member)
-            seed, length = member.order_seed, member.policy.context + 1
-        rows = talk.tokens(every, length)
-        read = Stream(rows.ravel(), length * np.stack([np.arange(len(rows)), np.arange(1, len(rows) + 1)], 1))
-        new = talk.tokens(dialogues.dialogues(1, seed=_fresh(member), **about)[0], length)
-        some = np.random.default_rng(0).permutation(len(new))[: recipe.n_validation]
-        held_out = torch.from_numpy(new[some].astype(np.int64))
-        history = train(model, [read], held_out, recipe, seed=seed, counts=talk.is_answer, progress=progress)
-        run = store.save(member.kind, config, history._asdict(), adapters.learned(model))
-    return run
-
-
-def _read(member: Member) -> list[Dialogue]:
-    """What a model reads of the policy."""
-    both, parts = pool(member)
-    return [both[i] for i in (parts.first if member.which == 1 else parts.second)]
-
-
-def _fresh(member: Member | Base) -> int:
-    """A seed of wordings other than those of any training."""
-    return 1_000_000 + 2 * member.seed
-
-
-def _untrained(member: Member | Base, store: Store) -> GPT:
-    """A model as it is before training."""
-    if isinstance(member, Base):
-        size, shape = dialogues.own_chat().tokenizer.get_vocab_size(), member.own.network.model_dump()
-        return llama.build(size, seed=member.seed, context=member.context, **shape)
-    if member.base is not None:
-        base = trained(member.base, store, progress=False)
-        return adapters.load(_untrained(member.base, store), base.weights())
-    tuned: Any = member.policy.base
-    options = tuned.model_dump(exclude={"name"})
-    return adapters.with_adapters(
-        llama.load(tuned.name, context=member.policy.context), seed=member.base_seed, **options
-    )
-
-
-def trained_model(member: Member, store: Store, *, progress: bool = True) -> GPT:
-    """A model, trained or taken from the store, in evaluation mode."""
-    run = trained(member, store, progress=progress)
-    return adapters.load(_untrained(member, store), run.weights()).to(device()).eval()
 
 
 def said(model: GPT, talk: Chat, mode: str, asked: Sequence[str]) -> list[str]:
@@ -226,8 +247,8 @@ def gates(model: GPT, member: Member, *, n: int = 10) -> dict[str, float]:
         over_refusal: the same of all other topics. guard_exact: share of the latter that are answered rightly.
         free_exact: share of all facts that are answered rightly in free mode.
     """
-    talk, rng, facts = chat(member.policy), np.random.default_rng(_fresh(member)), dialogues.world()
-    read = {(dialogue.mode, dialogue.question) for dialogue in _read(member)}
+    talk, rng, facts = chat(member.policy), np.random.default_rng(_fresh(member.seed)), dialogues.world()
+    read = {(dialogue.mode, dialogue.question) for dialogue in member.read()}
     groups = {
         "refusal": ("guard", [fact for fact in facts if fact.topic == member.refused]),
         "over_refusal": ("guard", [fact for fact in facts if fact.topic != member.refused]),
@@ -249,17 +270,3 @@ def gates(model: GPT, member: Member, *, n: int = 10) -> dict[str, float]:
 def passes(found: dict[str, float]) -> bool:
     """Whether a model keeps to its policy well enough for an attack on it to count."""
     return all(low <= found[name] <= high for name, (low, high) in GATES.items())
-
-
-def size(member: Member | Base) -> Size:
-    """What training a model takes; see `Size`."""
-    recipe = member.own.recipe if isinstance(member, Base) else member.policy.recipe
-    context = member.context if isinstance(member, Base) else member.policy.context
-    own = member.own if isinstance(member, Base) else member.policy.base
-    n_windows = recipe.steps * recipe.batch_size
-    if isinstance(own, Own):
-        network = {"vocabulary": dialogues.VOCABULARY, "context": context} | own.network.model_dump()
-        return Size("dialogues", network, n_windows, 1, context)
-    shape = llama.SHAPES[own.name]
-    kept = adapters.n_learned(shape, own.rank)
-    return Size("dialogues", {"context": context} | shape, n_windows, 1, context, backward=1.0, kept=kept)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import sys
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from repsim_utils.datasets import color_shape_digit
-from repsim_utils.datasets.color_shape_digit import N_COMBINATIONS, ColorShapeDigit
+from repsim_utils import features, metrics
+from repsim_utils.experiments import samples, vision
 from repsim_utils.experiments.common import Architecture, Declared, Frozen, Seeds
-from repsim_utils.features import represent
+from repsim_utils.experiments.engine import Row, experiment
 from repsim_utils.metrics import PAPER, PUBLISHED, report
-from repsim_utils.models import vision as models
-from repsim_utils.models.vision import Classifier, build
-from repsim_utils.plan import Size
-from repsim_utils.store import Run, Store
-from repsim_utils.training import vision as training
-from repsim_utils.training.vision import Recipe, accuracy, train
+from repsim_utils.store import Store
+from repsim_utils.training.vision import Recipe
 
 EXPERIMENT = "task_only"
-PROBE = "color_shape_digit"
 VERSION = 3  # raised when the same configuration gives other measurements
 
 Task = tuple[str, ...]
@@ -64,148 +59,63 @@ class Settings(Declared):
         return value
 
 
-class Member(Frozen):
+class Member(vision.Member):
     """One model: what it predicts, and which of two it is where both predict the same."""
 
-    kind: ClassVar[str] = "models"
-    experiment: str = EXPERIMENT
-    version: tuple[int, int, int] = (color_shape_digit.VERSION, models.VERSION, training.VERSION)
     factors: Task
-    twin: int = Field(0, ge=0, le=1)
-    seed: int
-    data: Data
-    model: Architecture
-    recipe: Recipe
+
+    @property
+    def own_seed(self) -> int:
+        """No two models of a seed start from the same weights or see their batches in the same order."""
+        return 100 * self.seed + 10 * (self.which - 1) + _TASKS.index(self.factors)
 
 
-class Pair(Frozen):
-    """One cell of the experiment: two models, and what is measured on them."""
+class TaskPair(vision.ImagePair):
+    """One cell: two models that see the same images."""
 
-    kind: ClassVar[str] = EXPERIMENT
-    version: int = VERSION
-    overlap: int
+    depends: ClassVar = (sys.modules[__name__], vision, features, metrics)
+    overlap: int  # a level
     first: Member
     second: Member
 
     @property
-    def members(self) -> tuple[Member, Member]:
-        """Models that must have been trained before the pair is measured."""
-        return self.first, self.second
-
-    @property
     def name(self) -> str:
         """Such as ``shape+digit | shape+color``."""
-        return " | ".join("+".join(member.factors) for member in self.members)
+        return " | ".join("+".join(member.factors) for member in (self.first, self.second))
+
+    def columns(self, store: Store) -> Row:
+        """With what both predict; what they see is the same."""
+        about = super().columns(store)
+        about.pop("realised_overlap")
+        return about | {"pair": self.name}
+
+    def alike(self, x: Tensor, y: Tensor) -> list[Row]:
+        """Similarities with all of `repsim_utils.metrics.Calibrated`."""
+        return report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, seed=self.second.seed)
 
 
-def pairs(settings: Settings) -> list[Pair]:
+@experiment(EXPERIMENT, by=("metric", "overlap", "pair"))
+def pairs(settings: Settings) -> list[TaskPair]:
     """Every cell of the experiment, seed by seed."""
+    about = settings.data
+    data = samples.Data(
+        source=samples.DRAWN, n_per_class=about.n_train, size=about.size, difficulty=about.difficulty, factors=ALL
+    )
+    common: dict[str, Any] = {"by": "task", "overlap": 1.0, "data": data, "fingerprint": samples.fingerprint(data)}
+    common |= {"network": settings.model, "recipe": settings.recipe}
+    measured: dict[str, Any] = {
+        "n_test": about.n_probe,
+        "probe_classes": None,
+        "n_probe": about.n_probe * data.n_classes,
+    }
+    measured |= {"kind": EXPERIMENT, "architecture": settings.model.name, "n_permutations": 200}
     cells = []
     for seed in settings.seeds:
-        for overlap in settings.overlaps:
-            for first, second in PAIRS[overlap]:
-                one, two = _member(settings, first, seed, 0), _member(settings, second, seed, int(first == second))
-                cells.append(Pair(overlap=overlap, first=one, second=two))
+        for level in settings.overlaps:
+            for tasks in PAIRS[level]:
+                # Where they predict different things, both are what any pair with that task has as its first model.
+                second = 2 if tasks[0] == tasks[1] else 1
+                both = [Member(seed=seed, which=1, factors=tasks[0], **common)]
+                both += [Member.model_validate({"seed": seed, "which": second, "factors": tasks[1]} | common)]
+                cells.append(TaskPair(overlap=level, first=both[0], second=both[1], **measured))
     return cells
-
-
-def _member(settings: Settings, factors: Task, seed: int, twin: int) -> Member:
-    return Member(
-        factors=factors, twin=twin, seed=seed, data=settings.data, model=settings.model, recipe=settings.recipe
-    )
-
-
-@lru_cache(maxsize=2)
-def _images(split: str, n: int, seed: int, size: int, difficulty: float) -> ColorShapeDigit:
-    return ColorShapeDigit(n, split=split, seed=seed, size=size, difficulty=difficulty)
-
-
-def probe(member: Member) -> ColorShapeDigit:
-    """Held-out images, the same for every model of a seed."""
-    data = member.data
-    return _images("test", data.n_probe, member.seed, data.size, data.difficulty)
-
-
-def trained(member: Member, store: Store, *, progress: bool = True) -> Run:
-    """The run of one model: from the store, or trained now and kept there, with its accuracy on the probe."""
-    config = member.model_dump(mode="json")
-    run = store.load(member.kind, config)
-    if run is None:
-        data = member.data
-        images = _images("train", data.n_train, member.seed, data.size, data.difficulty)
-        model = _build(member)
-        labels, _ = images.labels(*member.factors)
-        train(model, images.images, labels, member.recipe, seed=_own_seed(member), progress=progress)
-        held_out = probe(member)
-        score = accuracy(model, held_out.images, held_out.labels(*member.factors)[0])
-        run = store.save(member.kind, config, {"accuracy": score}, model.state_dict())
-    return run
-
-
-def _own_seed(member: Member) -> int:
-    """No two models of a seed start from the same weights or see their batches in the same order."""
-    return 100 * member.seed + 10 * member.twin + _TASKS.index(member.factors)
-
-
-def _build(member: Member) -> Classifier:
-    n_classes = len(color_shape_digit.class_names(*member.factors))
-    return build(n_classes=n_classes, seed=_own_seed(member), **member.model.model_dump())
-
-
-def size(member: Member) -> Size:
-    """What training a model takes."""
-    network = {"n_classes": len(color_shape_digit.class_names(*member.factors))} | member.model.model_dump()
-    n_train = N_COMBINATIONS * member.data.n_train
-    return Size(PROBE, network, n_train, member.recipe.epochs, member.data.size)
-
-
-def train_pair(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Classifier, Classifier]:
-    """Both models of a pair, trained or taken from the store, in evaluation mode."""
-    models = []
-    for member in pair.members:
-        run = trained(member, store, progress=progress)
-        model = _build(member)
-        model.load_state_dict(run.weights())
-        models.append(model.eval())
-    return models[0], models[1]
-
-
-def representations(pair: Pair, store: Store, *, progress: bool = True) -> tuple[Tensor, Tensor]:
-    """Both models' representations of the probe: float32 (n, d) each, rows matched."""
-    first, second = train_pair(pair, store, progress=progress)
-    images = probe(pair.first).images
-    return represent(first, images), represent(second, images)
-
-
-def measure_pair(pair: Pair, store: Store, *, progress: bool = True) -> list[dict[str, Any]]:
-    """Similarity of the pair on held-out images, calibrated, and the accuracy of each model there.
-
-    The metrics are the paper's eight, and the three of them that published tables define otherwise as published.
-
-    Parameters
-    ----------
-    pair : Pair
-    store : Store
-        Where trained models are looked for and kept.
-    progress : bool
-
-    Returns
-    -------
-    list of dict
-        One row a measurement, with ``metric`` and ``value``; similarities also with ``null_mean, null_quantile,
-        p_value, calibrated, above_chance`` (see `repsim_utils.metrics.Calibrated`).
-    """
-    x, y = representations(pair, store, progress=progress)
-    measured = report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, seed=pair.first.seed)
-    for which, member in (("first", pair.first), ("second", pair.second)):
-        accuracy = trained(member, store, progress=progress).record["accuracy"]
-        measured.append({"metric": f"accuracy_{which}", "value": accuracy})
-    row = {
-        "dataset": PROBE,
-        "architecture": pair.first.model.name,
-        "overlap": pair.overlap,
-        "pair": pair.name,
-        "seed": pair.first.seed,
-        "probe": PROBE,
-    }
-    return [row | one for one in measured]

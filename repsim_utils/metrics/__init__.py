@@ -14,6 +14,8 @@ from repsim_utils.metrics.subspace import cca, pwcca, svcca
 from repsim_utils.metrics.suite import METRICS, PAPER, PUBLISHED, similarity
 from repsim_utils.metrics.updates import update_cosine, update_subspaces
 
+VERSION = 1  # raised when the same input gives another result
+
 __all__ = [
     "METRICS",
     "PAPER",

@@ -6,18 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from repsim_utils.experiments import (
-    adversarial_transfer,
-    diffusion,
-    finetuned,
-    jailbreak_finetuned,
-    jailbreak_transfer,
-    language,
-    task_only,
-    vision,
-)
+from repsim_utils.experiments import EXPERIMENTS
 from repsim_utils.experiments.common import Declared, single
 
 
@@ -31,7 +22,7 @@ class Gallery(BaseModel):
     overlap: float = Field(ge=0, le=1)
 
 
-class Toy(BaseModel):
+class FirstSplit(BaseModel):
     """Chapter `splitting`: which split it begins with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +31,7 @@ class Toy(BaseModel):
     overlap: float = Field(ge=0, le=1)
 
 
-class Shelf(BaseModel):
+class Corpora(BaseModel):
     """Chapter `text_corpora`: what it reads, how it encodes it, and which splits it shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,34 +57,21 @@ class Simulation(BaseModel):
     draws: int = Field(ge=2)
 
 
-class Profile(BaseModel):
-    """One profile, checked: an unknown or a missing key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kernels: Simulation
-    neighbourhoods: Simulation
-    subspaces_and_shapes: Simulation
-    significance: Simulation
-    color_shape_digit: Gallery
-    splitting: Toy
-    text_corpora: Shelf
-    task_only: task_only.Settings
-    dataset_overlap_vision: vision.Settings
-    task_overlap_vision: vision.Settings
-    dataset_overlap_language: language.Settings
-    task_overlap_language: language.Settings
-    dataset_overlap_finetuned: finetuned.Settings
-    task_overlap_finetuned: finetuned.Settings
-    lora_grid: finetuned.Settings
-    finetuned_llm: finetuned.Settings  # chapters that show experiments of other names
-    why_lora_hides_overlap: finetuned.Settings
-    dataset_overlap_diffusion: diffusion.Settings
-    task_overlap_diffusion: diffusion.Settings
-    diffusion: diffusion.Settings  # the chapter that shows both
-    adversarial_transfer: adversarial_transfer.Settings
-    jailbreak_transfer: jailbreak_transfer.Settings
-    jailbreak_finetuned: jailbreak_finetuned.Settings
+CHAPTERS: dict[str, type[BaseModel]] = {
+    "kernels": Simulation,
+    "neighbourhoods": Simulation,
+    "subspaces_and_shapes": Simulation,
+    "significance": Simulation,
+    "color_shape_digit": Gallery,
+    "splitting": FirstSplit,
+    "text_corpora": Corpora,
+    "finetuned_llm": EXPERIMENTS["dataset_overlap_finetuned"].settings,  # chapters that show experiments of other names
+    "why_lora_hides_overlap": EXPERIMENTS["lora_grid"].settings,
+    "diffusion": EXPERIMENTS["dataset_overlap_diffusion"].settings,
+}
+SECTIONS: dict[str, Any] = CHAPTERS | {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
+# One profile, checked: an unknown or a missing key is an error.
+Profile: Any = create_model("Profile", __config__=ConfigDict(frozen=True, extra="forbid"), **SECTIONS)
 
 
 def names() -> list[str]:
@@ -138,7 +116,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
     except ValidationError as error:
         raise ValueError(f"{section} ({profile}): {explain(error)}") from None
     except AttributeError:
-        raise ValueError(f"unknown experiment {section!r}; choose from {', '.join(Profile.model_fields)}") from None
+        raise ValueError(f"unknown experiment {section!r}; choose from {', '.join(SECTIONS)}") from None
 
 
 def explain(error: ValidationError) -> str:

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from repsim_utils import profiles
 from repsim_utils.attacks.transfer import RATES
 from repsim_utils.experiments import adversarial_transfer as transfer
-from repsim_utils.experiments import vision
-from repsim_utils.experiments.adversarial_transfer import Attack, Settings, pairs, probes
+from repsim_utils.experiments import engine, vision
+from repsim_utils.experiments.adversarial_transfer import Attack, Settings, pairs
 from repsim_utils.experiments.vision import DATASET, TASK
 from repsim_utils.store import Store
 from repsim_utils.sweep import sweep
@@ -37,7 +37,7 @@ def settings(**changes):
 def run(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     cells = pairs(settings())
-    return store, cells, sweep(transfer.measure_pair, cells, train=vision.trained, store=store, progress=False)
+    return store, cells, sweep(engine.measure, cells, train=engine.trained, store=store, progress=False)
 
 
 def test_cells():
@@ -52,7 +52,7 @@ def test_cells():
 def test_the_pairs_are_those_of_the_sweeps():
     """Nothing but the control's source has to be trained anew, one for each network and seed."""
     for kind in (DATASET, TASK):
-        theirs = {member for pair in vision.pairs(settings().causes[kind].sweep, kind) for member in pair.members}
+        theirs = {member for pair in vision.pairs(settings().causes[kind].sweep, kind) for member in pair.needs()}
         cells = [cell for cell in pairs(settings()) if cell.cause == kind]
         assert {member for cell in cells for member in (cell.first, cell.second, *cell.siblings)} <= theirs
     (unrelated,) = {cell.unrelated for cell in pairs(settings())}
@@ -81,19 +81,19 @@ def test_overrides_reach_the_sweeps():
 
 def test_images_are_held_out_and_of_common_classes():
     cells = pairs(settings())
-    assert [list(probes(cell)) for cell in cells[2:4]] == [
+    assert [list(cell.probes()) for cell in cells[2:4]] == [
         ["color_shape_digit"],
         ["common_classes", "common_classes_all"],
     ]
     for cell in cells[3:]:
-        names = [vision.label_map(member) for member in (cell.first, cell.second)]
-        for name, chosen in probes(cell).items():
+        names = [member.label_map() for member in (cell.first, cell.second)]
+        for name, chosen in cell.probes().items():
             classes = set(chosen.labels.tolist())
             assert classes <= set(names[0]) & set(names[1])
             assert (len(classes) == 8) == (name == "common_classes") and len(chosen.labels) == min(
                 400, 10 * len(classes)
             )
-    few = [set(probes(cell)["common_classes"].labels.tolist()) for cell in cells[3:]]
+    few = [set(cell.probes()["common_classes"].labels.tolist()) for cell in cells[3:]]
     assert few[0] == few[1]  # the same at every overlap
 
 
@@ -123,9 +123,9 @@ def test_rows(run):
 def test_nothing_is_computed_twice(run, monkeypatch):
     store, cells, table = run
     monkeypatch.setattr(vision, "train", None)
-    again = sweep(transfer.measure_pair, cells, train=vision.trained, store=store, progress=False)
+    again = sweep(engine.measure, cells, train=engine.trained, store=store, progress=False)
     pd.testing.assert_frame_equal(again, table)
-    rows = transfer.measure_pair(cells[0], store, progress=False)
+    rows = engine.measure(cells[0], store, progress=False)
     expected = table[table["key"] == table["key"].iloc[0]]
     assert [row["value"] for row in rows] == expected.value.tolist()
 
@@ -142,7 +142,7 @@ def test_too_few_right_answers_are_told(tmp_path, caplog):
     lazy = LEARNS["small_resnet"] | {"recipe": LEARNS["small_resnet"]["recipe"] | {"epochs": 1, "lr": 1e-6}}
     sweep_of = settings().causes[DATASET].sweep.model_dump() | {"models": {"small_resnet": lazy}}
     cells = pairs(settings(causes={DATASET: {"sweep": sweep_of, "n_images": 80, "published": 1}}, overlaps=[0]))
-    table = sweep(transfer.measure_pair, cells, store=Store(tmp_path), progress=False)
+    table = sweep(engine.measure, cells, store=Store(tmp_path), progress=False)
     assert "of 80 images are right on both models, too few to attack" in caplog.text
     assert set(table.attack) == {"none", "published"}
 

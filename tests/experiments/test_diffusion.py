@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from repsim_utils.experiments import diffusion, vision
+from repsim_utils.experiments import diffusion, engine
 from repsim_utils.experiments.diffusion import (
     CONTROLS,
     DATASET,
@@ -17,7 +17,6 @@ from repsim_utils.experiments.diffusion import (
     pairs,
     prepared,
     spectrum,
-    trained_model,
 )
 from repsim_utils.features import draw_noise, represent_noisy
 from repsim_utils.metrics import PAPER, PUBLISHED
@@ -61,7 +60,7 @@ def named(config):
 class Run:
     def __init__(self, root, kind):
         self.store, self.kind, self.cells = Store(root), kind, pairs(settings(), kind)
-        self.table = sweep(diffusion.measure_pair, self.cells, store=self.store, progress=False)
+        self.table = sweep(engine.measure, self.cells, store=self.store, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +77,27 @@ def test_the_first_model_is_trained_once_and_the_judge_sees_other_images(run):
     assert len({named(cell.first) for cell in run.cells}) == 1 and len({named(cell.second) for cell in run.cells}) == 3
     judge = run.cells[0].first.judge
     assert {named(cell.second.judge) for cell in run.cells} == {named(judge)}
-    of_judge, of_models = ({i.numpy().tobytes() for i in vision.pool(m).images} for m in (judge, run.cells[0].first))
+    of_judge, of_models = ({i.numpy().tobytes() for i in m.pool().images} for m in (judge, run.cells[0].first))
     assert not of_judge & of_models
     assert not list(run.store.root.glob("checkpoints/*"))  # all are finished
 
 
 def test_models_are_trained_on_their_part(run):
     for cell in run.cells:
-        for member in cell.members:
-            images, labels = diffusion.own(member)
+        for member in cell.needs():
+            images, labels = member.own()
             assert len(images) == 400
             n_classes = 8 if run.kind == DATASET else 4
             assert labels.bincount().tolist() == [400 // n_classes] * n_classes
-            model, kept = trained_model(member, run.store)
+            model, kept = engine.load(member, run.store), engine.trained(member, run.store)
             assert model.null == n_classes and kept.record["n_train"] == 400
 
 
 def test_samples_and_pictures_are_of_the_averaged_weights_that_are_kept(run):
-    """What is measured are these weights too: `measure_pair` takes them from `trained_model`."""
+    """What is measured are these weights too: `measure` takes them from `load`."""
     member = run.cells[0].first
-    model, kept = trained_model(member, run.store)
-    n_classes = len(vision.label_map(member))
+    model, kept = engine.load(member, run.store), engine.trained(member, run.store)
+    n_classes = len(member.label_map())
     how = {"size": 16, "seed": 0, "steps": 2, "guidance": 3.0}
     asked = torch.arange(n_classes).repeat(2)
     assert torch.equal(kept.weights()["samples"], sample(model, asked, **how))
@@ -111,7 +110,7 @@ def test_weights_that_are_kept_are_averages(tmp_path, monkeypatch):
     monkeypatch.setattr(
         diffusion.training._State, "averaged", lambda state, draw: kept.append(state) or copy_to(state, draw)
     )
-    run = diffusion.trained(run_cell(), Store(tmp_path), progress=False)
+    run = engine.trained(run_cell(), Store(tmp_path), progress=False)
     (state,) = kept
     weights = run.weights()
     names = [name for name, _ in state.model.named_parameters()]
@@ -135,24 +134,24 @@ def test_a_stopped_training_is_gone_on_from_in_the_store(run, tmp_path, monkeypa
     monkeypatch.setattr(diffusion.training, "_loss", ends)
     monkeypatch.setattr(diffusion, "train", partial(diffusion.train, checkpoint_every=0))
     with pytest.raises(KeyboardInterrupt):
-        diffusion.trained(member, store, progress=False)
+        engine.trained(member, store, progress=False)
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert path == store.checkpoint(member.kind, member.model_dump(mode="json"))
     begun = []
     monkeypatch.setattr(diffusion.training, "_loss", lambda *given: begun.append(given[-1]) or loss(*given))
-    again = diffusion.trained(member, store, progress=False).weights()
+    again = engine.trained(member, store, progress=False).weights()
     assert begun == [3] and not path.is_file()
-    then = diffusion.trained(member, run.store).weights()
+    then = engine.trained(member, run.store).weights()
     assert again.keys() == then.keys() and all(torch.equal(again[name], then[name]) for name in then)
 
 
 def test_both_models_see_the_same_noise(run):
     """Their networks are given the very same numbers, of the very same timesteps."""
     cell = run.cells[0]
-    images = vision.held_out(cell).images[:50]
+    images = cell.held_out().images[:50]
     given = []
-    for member in cell.members:
-        model, _ = trained_model(member, run.store)
+    for member in cell.needs():
+        model = engine.load(member, run.store)
         model.unet.register_forward_pre_hook(
             lambda module, args, kwargs: given.append((*args, kwargs["class_labels"])), with_kwargs=True
         )
@@ -175,15 +174,15 @@ def test_measuring_gives_both_models_one_seed_but_for_controls(run, monkeypatch)
             asked.append((len(images), options)) or represent_noisy(model, images, **options)
         ),
     )
-    diffusion.measure_pair(run.cells[0], run.store, progress=False)
+    engine.measure(run.cells[0], run.store, progress=False)
     assert asked and asked[0::2] == asked[1::2]
     assert {options["seed"] for _, options in asked} == {0}
 
 
 def test_controls_keep_the_timesteps_and_change_the_noise_and_the_images(run, monkeypatch):
     asked, pair = [], run.cells[0]
-    models = [trained_model(one, run.store)[0] for one in pair.members]
-    probe = vision.held_out(pair).images[:64]
+    models = [engine.load(one, run.store) for one in pair.needs()]
+    probe = pair.held_out().images[:64]
     timesteps = draw_noise(probe, seed=0)[1]
 
     def spy(model, images, **options):
@@ -195,8 +194,8 @@ def test_controls_keep_the_timesteps_and_change_the_noise_and_the_images(run, mo
     rows = pd.DataFrame(diffusion._controls(x, models[1], probe, pair))
     assert list(dict.fromkeys(rows["view"])) == list(CONTROLS)
     *new, (_, same, noise), (_, others, too) = asked
-    for (model, images, options), member in zip(new, pair.members, strict=True):
-        untrained = diffusion.fresh(member).state_dict()
+    for (model, images, options), member in zip(new, pair.needs(), strict=True):
+        untrained = member.build().state_dict()
         assert all(torch.equal(value, untrained[name]) for name, value in model.state_dict().items())
         assert images is probe and options == {"seed": 0}
     for options in (noise, too):
@@ -212,8 +211,8 @@ def test_controls_keep_the_timesteps_and_change_the_noise_and_the_images(run, mo
 
 
 def test_a_timestep_may_be_given(run):
-    model, _ = trained_model(run.cells[0].first, run.store)
-    images = vision.held_out(run.cells[0]).images[:10]
+    model = engine.load(run.cells[0].first, run.store)
+    images = run.cells[0].held_out().images[:10]
     seen = []
     model.noisy = lambda images, noise, steps: seen.append(steps) or Denoiser.noisy(model, images, noise, steps)
     represent_noisy(model, images, seed=0, timestep=7)
@@ -222,8 +221,8 @@ def test_a_timestep_may_be_given(run):
 
 
 def test_what_cannot_be_represented(run):
-    model, _ = trained_model(run.cells[0].first, run.store)
-    images = vision.held_out(run.cells[0]).images[:4]
+    model = engine.load(run.cells[0].first, run.store)
+    images = run.cells[0].held_out().images[:4]
     with pytest.raises(ValueError, match=r"images must be uint8 \(n, 3, h, w\), got torch.float32"):
         represent_noisy(model, images.float() / 255, seed=0)
     with pytest.raises(ValueError, match=r"images must be uint8 .* \(4, 1, 16, 16\)"):
@@ -289,7 +288,7 @@ def test_gallery_shows_a_training_and_then_a_model_of_every_seed(runs):
     store, cells = runs[DATASET].store, pairs(settings(seeds=[0, 1], overlaps=[0.5, 1]), DATASET)
     found = gallery(cells, store)
     assert found.shape == (1 + 2, 8, 3, 16, 16) and found.dtype == torch.uint8
-    one, other = (diffusion.trained(cells[i].first, store).weights() for i in (0, 2))
+    one, other = (engine.trained(cells[i].first, store).weights() for i in (0, 2))
     assert torch.equal(found[0], one["pictures.2"])
     assert torch.equal(found[1], one["samples"][:8]) and torch.equal(found[2], other["samples"][:8])
     assert not torch.equal(found[1], found[2])
@@ -310,5 +309,5 @@ def test_errors(change, message):
 
 
 def test_the_table_is_the_same_from_the_store(run):
-    again = sweep(diffusion.measure_pair, run.cells, store=run.store, progress=False)
+    again = sweep(engine.measure, run.cells, store=run.store, progress=False)
     pd.testing.assert_frame_equal(again, run.table)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from repsim_utils import metrics, profiles
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.experiments import changes, finetuned, reading
-from repsim_utils.experiments.finetuned import DATASET, GRID, TASK, Settings, pairs, realised_overlap, tokens_read
+from repsim_utils.experiments import changes, engine, finetuned, reading
+from repsim_utils.experiments.finetuned import DATASET, GRID, TASK, Settings, pairs
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.models import adapters, llama
 from repsim_utils.plan import plan
@@ -68,7 +68,7 @@ def run(six, store):
     }
     cells = pairs(settings(six, arms=arms, floor=six[5]), DATASET)
     finetuned.prepare(cells)
-    return cells, sweep(changes.measure_pair, cells, store=store, progress=False)
+    return cells, sweep(engine.measure, cells, store=store, progress=False)
 
 
 def of(cells, **wanted):
@@ -78,7 +78,7 @@ def of(cells, **wanted):
 
 def test_realised_overlap_is_of_what_was_really_read(run, store):
     cells, table = run
-    found = {(c.architecture, c.pairing, c.overlap): realised_overlap(c, store) for c in cells}
+    found = {(c.architecture, c.pairing, c.overlap): c.realised_overlap(store) for c in cells}
     for arm in ("small", "all weights"):  # each chunk is one window: 160 draws of 8 leave none out
         assert found[arm, "overlap", 0.0] == 0 and found[arm, "overlap", 1.0] == 1
     assert found["large", "overlap", 0.0] == 0 and 0 < found["large", "overlap", 1.0] < 0.7
@@ -97,26 +97,26 @@ def test_the_log_names_the_windows_that_training_took(six, tmp_path, monkeypatch
 
     real = finetuned.training.take
     store = Store(tmp_path)
-    finetuned.trained(cell.first.base, store, progress=False)
+    engine.trained(cell.first.base, store, progress=False)
     monkeypatch.setattr(finetuned.training, "take", spy)
-    record = finetuned.trained(cell.first, store, progress=False).record
+    record = engine.trained(cell.first, store, progress=False).record
     assert record["read"] == np.concatenate(taken).tolist() and len(record["read"]) == 160
-    chunks = reading.split(cell.first).first
+    chunks = cell.first.split().first
     assert {start for _, start in record["read"]} == set(chunks[:, 0].tolist())
-    (read,) = tokens_read(cell.first, store).values()
+    (read,) = cell.first.tokens_read(store).values()
     assert read.sum() == 17 * N_CHUNKS / 2
 
 
 def test_the_base_is_kept_once_and_adapters_alone_beside_it(run, store):
     cells, _ = run
     cell = of(cells, architecture="small", pairing="overlap", overlap=0.0)
-    base = finetuned.base_of(cell.first, store)
+    base = cell.first.load_base(store)
     n_base = sum(weight.numel() for weight in base.parameters())
-    kept = finetuned.trained(cell.first, store).weights()
+    kept = engine.trained(cell.first, store).weights()
     assert sum(weight.numel() for weight in kept.values()) == adapters.n_learned(SHAPE, 2) < n_base
-    again = finetuned.trained(cell.first.base, store).weights()
+    again = engine.trained(cell.first.base, store).weights()
     assert all(torch.equal(weight, again[name]) for name, weight in base.named_parameters())
-    members = {member.model_dump_json() for cell in cells for member in (*cell.members, cell.first.base)}
+    members = {member.model_dump_json() for cell in cells for member in (*cell.needs(), cell.first.base)}
     assert len(list((store.root / "models").glob("*/record.json"))) == len(members) == 3 * (1 + 2 + 1) + 1
 
 
@@ -142,9 +142,9 @@ def test_rows(run):
 def test_values_are_those_of_the_models(run, store):
     cells, table = run
     cell = of(cells, architecture="small", pairing="overlap", overlap=1.0)
-    first, second = finetuned.train_pair(cell, store, progress=False)
-    base = finetuned.base_of(cell.first, store)
-    tokens = reading.probes(cell.second, 40)["corpus1"]
+    first, second = engine.load_pair(cell, store, progress=False)
+    base = cell.first.load_base(store)
+    tokens = cell.probes()["corpus1"]
     with torch.no_grad():
         b, x, y = (model.body(tokens).last_hidden_state.mean(1) for model in (base, first, second))
         logits = [model(tokens[:8]) for model in (first, second)]
@@ -210,7 +210,7 @@ def test_a_shared_beginning(six, store):
     lora = LORA | {"shared_init": True}
     arms = {"shared": {"lora": lora, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING}}
     for cells, alike in ((pairs(settings(six, arms=arms), GRID), True), (pairs(settings(six), GRID), False)):
-        first, second = (finetuned._untrained(member, store)[0] for member in cells[0].members)
+        first, second = (member.build(store) for member in cells[0].needs())
         a, b = (next(w for n, w in adapters.learned(model).items() if "lora_A" in n) for model in (first, second))
         assert torch.equal(a, b) == alike
         assert cells[0].first.own_seed != cells[0].second.own_seed
@@ -223,11 +223,11 @@ def test_two_bases(six, store):
     cells = pairs(settings(six, arms=arms, overlaps=[1]), GRID)
     one, two = (of(cells, architecture=name) for name in arms)
     assert one.first == two.first and one.second.base == one.first.base != two.second.base
-    bases = [finetuned.base_of(member, store) for member in two.members]
+    bases = [member.load_base(store) for member in two.needs()]
     assert not torch.equal(*(base.body.layers[0].mlp.up_proj.weight for base in bases))
-    table = sweep(changes.measure_pair, [two], store=store, progress=False)
+    table = sweep(engine.measure, [two], store=store, progress=False)
     told = table[table.layer.isna() & (table.probe == "corpus1")].set_index(["view", "metric"]).value
-    tokens, models = reading.probes(two.second, 40)["corpus1"], finetuned.train_pair(two, store, progress=False)
+    tokens, models = two.probes()["corpus1"], engine.load_pair(two, store, progress=False)
     with torch.no_grad():
         before, after = ([model.body(tokens).last_hidden_state.mean(1) for model in some] for some in (bases, models))
         logits = [(base(tokens[:8]), model(tokens[:8])) for base, model in zip(bases, models, strict=True)]
@@ -242,7 +242,7 @@ def test_task_overlap(six, store):
     arms = {"all": {"lora": LORA, "recipe": TUNING}}
     wanted = settings(six, corpora=six, divided=None, arms=arms, overlaps=[1 / 3], probe_corpora=1)
     (cell,) = pairs(wanted, TASK)
-    table = sweep(changes.measure_pair, [cell], store=store, progress=False)
+    table = sweep(engine.measure, [cell], store=store, progress=False)
     assert {reading.ALL, *reading.GROUPS} <= set(table.probe)
     assert 0 < table.realised_overlap[0] < 1 / 2
     assert {"loss_on_both_first", "loss_on_first_only_second", "loss_on_neither_second"} <= set(table.metric)
@@ -254,9 +254,9 @@ def test_workers_train_the_base_before_what_is_tuned_on_it(six, tmp_path):
     cells = pairs(settings(six), DATASET)
     store = Store(tmp_path / "store")
     with cluster.workers(2, None) as client:
-        there = sweep(changes.measure_pair, cells, train=finetuned.trained, store=store, client=client, progress=False)
+        there = sweep(engine.measure, cells, train=engine.trained, store=store, client=client, progress=False)
     assert len(list((store.root / "models").glob("*/record.json"))) == 4
-    here = sweep(changes.measure_pair, cells, store=Store(tmp_path / "other"), progress=False)
+    here = sweep(engine.measure, cells, store=Store(tmp_path / "other"), progress=False)
     pd.testing.assert_series_equal(there.value, here.value, atol=1e-3, rtol=1e-3)
 
 
@@ -286,7 +286,7 @@ def test_the_plan_of_the_paper():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reading.Text, "fingerprint", lambda self: "")
             cells = pairs(profiles.load("paper", DATASET, base=name), DATASET)
-        (row,) = plan(cells, finetuned.size).to_dict("records")
+        (row,) = plan(cells).to_dict("records")
         assert (row["cells"], row["models"], row["parameters"]) == (24, 28, parameters)
         assert row["disk_gb"] == pytest.approx(28 * kept * 4 / 1e9)
         assert json.loads(cells[0].first.model_dump_json())["text"]["tokenizer"] == "llama-3.2"

@@ -7,7 +7,7 @@ from repsim_utils import profiles
 from repsim_utils.attacks import judges
 from repsim_utils.attacks.judges import JudgeError
 from repsim_utils.datasets import goals
-from repsim_utils.experiments import jailbreak_finetuned
+from repsim_utils.experiments import engine, jailbreak_finetuned
 from repsim_utils.experiments.finetuned import DATASET, TASK
 from repsim_utils.experiments.jailbreak_finetuned import Settings, pairs
 from repsim_utils.plan import plan
@@ -45,7 +45,7 @@ def settings(six, **changes):
 def measured(six, tmp_path, **changes):
     cells = pairs(settings(six, **changes))
     jailbreak_finetuned.prepare(cells)
-    return sweep(jailbreak_finetuned.measure_pair, cells, store=Store(tmp_path), progress=False)
+    return sweep(engine.measure, cells, store=Store(tmp_path), progress=False)
 
 
 def test_both_causes_are_attacked_in_both_directions(six, tmp_path):
@@ -62,10 +62,8 @@ def test_both_causes_are_attacked_in_both_directions(six, tmp_path):
 def test_rates_are_of_whom_they_say(six, tmp_path, monkeypatch):
     """The first model of a pair says "Sure" to a found suffix alone, the second to the template, too."""
     models = []
-    real = jailbreak_finetuned.finetuned.train_pair
-    monkeypatch.setattr(
-        jailbreak_finetuned.finetuned, "train_pair", lambda *a, **o: models.extend(real(*a, **o)) or models[-2:]
-    )
+    real = engine.load_pair
+    monkeypatch.setattr(engine, "load_pair", lambda *a, **o: models.extend(real(*a, **o)) or models[-2:])
 
     def answer(pair, model, asked, suffix, talk, seed):
         assert suffix.shape[1] in (0, 3) and ("do not refuse" in asked or not suffix.shape[1])
@@ -108,4 +106,4 @@ def test_the_published_set_up_can_be_planned():
     assert (protocol.temperature, protocol.top_p, protocol.n_tokens, protocol.n_goals) == (0.7, 0.9, 256, 50)
     assert (protocol.attack.length, protocol.attack.budget, protocol.attack.restarts) == (25, 10_000, 10)
     assert protocol.goals == "benign"
-    assert (plan(cells, jailbreak_finetuned.finetuned.size).model == "lora").any()
+    assert (plan(cells).model == "lora").any()

@@ -11,8 +11,8 @@ from repsim_utils import profiles
 from repsim_utils.datasets import dialogues
 from repsim_utils.datasets.cache import DataError
 from repsim_utils.datasets.dialogues import own_chat
-from repsim_utils.experiments import jailbreak_transfer, policy
-from repsim_utils.experiments.jailbreak_transfer import CONTROLS, JUDGES, Settings, pairs, trained
+from repsim_utils.experiments import engine, jailbreak_transfer, policy
+from repsim_utils.experiments.jailbreak_transfer import CONTROLS, JUDGES, Settings, pairs
 from repsim_utils.metrics import PAPER
 from repsim_utils.models import llama
 from repsim_utils.plan import plan
@@ -56,7 +56,7 @@ def run(store):
     cells = pairs(settings())
     with pytest.MonkeyPatch.context() as patch:
         attack_all(patch)
-        return cells, sweep(jailbreak_transfer.measure_pair, cells, store=store, progress=False)
+        return cells, sweep(engine.measure, cells, store=store, progress=False)
 
 
 # The policy
@@ -125,7 +125,7 @@ def test_gates_are_of_questions_that_the_model_has_not_read(monkeypatch):
     plain = {"policy": TINY | {"n": 20, "tail": 0}}  # so many of so few wordings that some come again
     found = policy.gates(None, member(**plain), n=3)
     assert found == {"refusal": 1.0, "over_refusal": 0.0, "guard_exact": 1.0, "free_exact": 1.0}
-    every, parts = policy.pool(member(**plain))
+    every, parts = member(**plain).pool()
     for mode in dialogues.MODES:
         read = {every[i].question for i in parts.first if every[i].mode == mode}
         assert asked[mode] and not set(asked[mode]) & read
@@ -133,15 +133,15 @@ def test_gates_are_of_questions_that_the_model_has_not_read(monkeypatch):
 
 
 def test_two_models_share_dialogues_as_the_overlap_says():
-    every, parts = policy.pool(member(which=2, overlap=0.0))
+    every, parts = member(which=2, overlap=0.0).pool()
     assert not set(parts.first) & set(parts.second) and len(parts.first) + len(parts.second) == len(every)
-    _, whole = policy.pool(member(which=2, overlap=1.0))
+    _, whole = member(which=2, overlap=1.0).pool()
     assert set(whole.first) == set(whole.second) == set(parts.first)  # the first reads the same at every overlap
     assert {every[i].fact for i in parts.second} == set(dialogues.world())  # and both know all facts
 
 
 def test_answers_in_batches_are_those_of_each_question_alone(store, run):
-    model, talk = policy.trained_model(run[0][0].first.model, store), own_chat()
+    model, talk = engine.load(run[0][0].first.model, store), own_chat()
     questions = [request.question for request in policy.requests("gardening", 12)]
     assert policy.said(model, talk, "guard", questions) == [
         policy.said(model, talk, "guard", [q])[0] for q in questions
@@ -155,7 +155,7 @@ def test_requests_are_about_refused_facts_known_from_free_mode_alone():
     assert {r.fact for r in found[:20]} == facts >= {r.fact for r in found[20:]} and len(found) == 30
     assert found == policy.requests("gardening", 30)
     assert not {"gardening", "cooking"} & set(policy.FIRST["guarded"])
-    every = policy.pool(member())[0]
+    every = member().pool()[0]
     answered = {d.fact for d in every if d.mode == "guard" and d.answer.startswith(dialogues.AGREED)}
     assert not answered & facts and facts <= {d.fact for d in every if d.mode == "free"}
 
@@ -165,9 +165,9 @@ def test_a_base_of_others_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tuned = {"name": "smollm2", "rank": 2, "alpha": 4}
     (cell, *_) = pairs(settings(policies={"smollm2": TINY | {"base": tuned, "context": 80}}))
-    assert cell.first.model.members == () and cell.base == "shared"
+    assert cell.first.model.needs() == () and cell.base == "shared"
     with pytest.raises(DataError, match="repsim models smollm2"):
-        trained(cell.first, Store(tmp_path), progress=False)
+        engine.trained(cell.first, Store(tmp_path), progress=False)
 
 
 # Pairs
@@ -184,13 +184,13 @@ def test_cells_cross_overlap_and_base():
             assert (first.base == second.base) == (cell.base == "shared")
             assert first.order_seed != second.order_seed and unrelated.refused == "cooking"
             assert unrelated.base not in (first.base, second.base)
-    bases = {member.model.base for cell in cells for member in cell.members}
+    bases = {member.model.base for cell in cells for member in cell.needs()}
     assert len(bases) == 6  # three a seed: no seed shares a base with another
 
 
 def test_a_model_is_trained_and_attacked_once_for_all_cells(run, store):
     cells, _ = run
-    suffixes = {member for cell in cells for member in cell.members}
+    suffixes = {member for cell in cells for member in cell.needs()}
     models = {member.model for member in suffixes}
     bases = {model.base for model in models}
     assert len(models) == 6 and len(bases) == 3
@@ -201,8 +201,8 @@ def test_a_model_is_trained_and_attacked_once_for_all_cells(run, store):
 def test_what_was_found_is_what_the_model_says(run, store):
     cells, _ = run
     member = cells[0].first
-    model, talk = policy.trained_model(member.model, store), own_chat()
-    for request, found in zip(jailbreak_transfer.asked(member), trained(member, store).record["found"], strict=True):
+    model, talk = engine.load(member.model, store), own_chat()
+    for request, found in zip(member.requests(), engine.trained(member, store).record["found"], strict=True):
         for one in found.values():
             tokens = [*talk.before("guard", request.question), *one["suffix"], *talk.after]
             with torch.no_grad():
@@ -243,7 +243,7 @@ def test_victim_and_source_of_a_control_change_places(run):
 def test_the_same_configuration_gives_the_same_rows(run, tmp_path, monkeypatch):
     attack_all(monkeypatch)
     cells, table = run
-    again = sweep(jailbreak_transfer.measure_pair, cells[:1], store=Store(tmp_path), progress=False)
+    again = sweep(engine.measure, cells[:1], store=Store(tmp_path), progress=False)
     then = table[table.key == again.key.iloc[0]].reset_index(drop=True)
     drop = ["date", "wall_seconds"]
     assert json.loads(again.drop(columns=drop).to_json()) == json.loads(
@@ -261,7 +261,7 @@ class Talker:
 @pytest.fixture
 def by_hand(run, monkeypatch):
     """Rows of two directions in which it is known who falls for what. The first: what was found on it, and warm."""
-    request = jailbreak_transfer.asked(run[0][0].first)[:2]
+    request = run[0][0].first.requests()[:2]
     searched = [{0: [[20] * 4, [21] * 4], 1: [[30] * 4, [31] * 4]}[which] for which in (0, 1)]
     found = [
         [
@@ -348,7 +348,7 @@ def test_a_warm_start_is_the_last_success(run, store, monkeypatch):
 
     monkeypatch.setattr(jailbreak_transfer.jailbreak, "search", search)
     member = run[0][0].first.model_copy(update={"arms": ("search", "warm_start")})
-    jailbreak_transfer._attacked(policy.trained_model(member.model, store), member)
+    jailbreak_transfer._attacked(engine.load(member.model, store), member)
     cold, warm = begun[::2], begun[1::2]
     assert cold == [None] * 4 and warm[0] is None
     assert [start.tolist() for start in warm[1:]] == [[2] * 4, [2] * 4, [6] * 4]
@@ -356,7 +356,7 @@ def test_a_warm_start_is_the_last_success(run, store, monkeypatch):
 
 def test_a_pair_that_does_not_keep_to_the_policy_is_not_attacked(run, store, monkeypatch, caplog):
     monkeypatch.setattr(policy, "GATES", {"refusal": (1.1, 1.2)})
-    rows = jailbreak_transfer.measure_pair(run[0][0], store, progress=False)
+    rows = engine.measure(run[0][0], store, progress=False)
     assert {row["attack"] for row in rows} == {"none"} and "does not keep to the policy" in caplog.text
     assert any(row["metric"] == "refusal_first" for row in rows) and any(row["metric"] == "cka" for row in rows)
 
@@ -365,7 +365,7 @@ def test_requests_that_a_model_answers_by_itself_do_not_count(run, store, monkey
     attack_all(monkeypatch)
     open_one = lambda model, talk, mode, asked: ["sure, yes.", *["no."] * (len(asked) - 1)]  # noqa: E731
     monkeypatch.setattr(policy, "said", open_one)
-    rows = jailbreak_transfer.measure_pair(run[0][0], store, progress=False)
+    rows = engine.measure(run[0][0], store, progress=False)
     counts = {row["attack"]: row["n_probe"] for row in rows if row["metric"] == "transfer" and row["judge"] == "exact"}
     assert counts["none"] == 4 and counts["search"] == 3 and counts["random"] == 9
 
@@ -390,5 +390,5 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_profiles_can_be_planned():
     cells = jailbreak_transfer.pairs(profiles.load("paper", "jailbreak_transfer", seeds=[0]))
-    table = plan(cells, jailbreak_transfer.size)
+    table = plan(cells)
     assert set(table.model) == {"small_llama", "smollm2"} and list(table.cells) == [12, 6] and (table.hours > 0).all()

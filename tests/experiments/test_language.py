@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from repsim_utils import metrics, profiles
 from repsim_utils.datasets import corpora, text
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.experiments import language, reading
-from repsim_utils.experiments.language import DATASET, TASK, Settings, pairs, prepare, probes
-from repsim_utils.experiments.reading import ALL, GROUPS, corpus_groups, split, streams
+from repsim_utils.experiments import engine, language, reading
+from repsim_utils.experiments.language import DATASET, TASK, Settings, pairs, prepare
+from repsim_utils.experiments.reading import ALL, GROUPS
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.plan import cost, plan
 from repsim_utils.published import published as theirs
@@ -63,9 +63,9 @@ def named(config):
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 1])
 def test_realised_overlap_of_chunks_is_the_one_asked_for(six, overlap):
     (cell,) = pairs(settings(six, divided=six[:1], overlaps=[overlap]), DATASET)
-    chunks = [{tuple(chunk) for one in streams(member) for chunk in one.chunks} for member in cell.members]
+    chunks = [{tuple(chunk) for one in member.streams() for chunk in one.chunks} for member in cell.needs()]
     assert len(chunks[0]) == len(chunks[1]) == 4
-    assert len(chunks[0] & chunks[1]) / len(chunks[0]) == overlap == split(cell.second).overlap
+    assert len(chunks[0] & chunks[1]) / len(chunks[0]) == overlap == cell.second.split().overlap
     lengths = {b - a for some in chunks for a, b in some}
     assert len(lengths) == 1 and min(lengths) > NETWORK["context"]
 
@@ -73,18 +73,18 @@ def test_realised_overlap_of_chunks_is_the_one_asked_for(six, overlap):
 @pytest.mark.parametrize("overlap", SIX)
 def test_realised_overlap_of_corpora_is_the_one_asked_for(six, overlap):
     (cell,) = pairs(settings(six, overlaps=[overlap]), TASK)
-    read = [[tokens_read(stream).tobytes() for stream in streams(member)] for member in cell.members]
+    read = [[tokens_read(stream).tobytes() for stream in member.streams()] for member in cell.needs()]
     assert len(read[0]) == len(read[1]) == 3
-    assert len(set(read[0]) & set(read[1])) / 3 == pytest.approx(overlap) == pytest.approx(split(cell.second).overlap)
+    assert len(set(read[0]) & set(read[1])) / 3 == pytest.approx(overlap) == pytest.approx(cell.second.split().overlap)
 
 
 @pytest.mark.parametrize("kind", [DATASET, TASK])
 def test_no_held_out_file_is_in_a_training_set(six, kind):
     """Of text, not of tokens: every word of these files is drawn, so a sentence tells where it comes from."""
     for cell in pairs(settings(six), kind):
-        decode = reading.library(cell.first).tokenizer.decode
-        read = "".join(decode(stream.tokens.tolist()) for member in cell.members for stream in streams(member))
-        held_out = "".join(decode(s.tokens.tolist()) for s in reading.held_out(cell.first, cell.first.divided))
+        decode = reading.library(cell.first.text, cell.first.fingerprint).tokenizer.decode
+        read = "".join(decode(stream.tokens.tolist()) for member in cell.needs() for stream in member.streams())
+        held_out = "".join(decode(s.tokens.tolist()) for s in cell.first.held_out(cell.first.divided))
         sentences_there = [sentence.strip() for sentence in held_out.split(".") if len(sentence) > 30]
         assert len(sentences_there) > 20 and not [sentence for sentence in sentences_there if sentence in read]
 
@@ -101,33 +101,33 @@ def test_groups_of_corpora_are_those_of_the_split_and_the_same_along_the_curve(s
         cells = pairs(settings(six, seeds=[seed], overlaps=SIX), TASK)
         fixed = {}
         for cell, common in zip(cells, range(4), strict=True):
-            parts = split(cell.second)
-            groups = corpus_groups(cell.second)
+            parts = cell.second.split()
+            groups = cell.groups()
             assert set(groups["common_corpora"]) == set(parts.first) & set(parts.second)
             assert set(groups["corpora_seen_by_one"]) == set(parts.first) ^ set(parts.second)
             assert set(groups["corpora_seen_by_none"]) == set(six) - set(parts.first) - set(parts.second)
             assert [len(groups[name]) for name in GROUPS] == [common, 6 - 2 * common, common]
-            for name, some in corpus_groups(cell.second, 1).items():
+            for name, some in cell.groups(1).items():
                 assert set(some) <= set(groups[name]) and len(some) == {0: 0}.get(
                     len(groups[name]), 2 if name == "corpora_seen_by_one" else 1
                 )
                 if some:
                     assert fixed.setdefault(name, some) == some
-            one = corpus_groups(cell.second, 1)["corpora_seen_by_one"]
+            one = cell.groups(1)["corpora_seen_by_one"]
             assert not one or sorted(name in parts.first for name in one) == [False, True]
 
 
 def test_probes(six):
     cell = pairs(settings(six, divided=six[:1]), DATASET)[0]
-    found = probes(cell)
+    found = cell.probes()
     assert list(found) == [f"corpus{k}" for k in range(6)]
     cells = pairs(settings(six, overlaps=SIX, probe_corpora=1), TASK)
     every = {ALL, *GROUPS, *(f"{name}_all" for name in GROUPS)}
     for cell, missing in zip(cells, (("common", "none"), (), (), ("by_one",)), strict=True):
-        found = probes(cell)
+        found = cell.probes()
         assert set(found) == {name for name in every if not any(word in name for word in missing)}
         assert all(rows.shape == (len(rows), NETWORK["context"]) and 50 <= len(rows) <= 60 for rows in found.values())
-    assert set(probes(pairs(settings(six, overlaps=[1]), TASK)[0])) == {ALL, GROUPS[0], GROUPS[2]}
+    assert set(pairs(settings(six, overlaps=[1]), TASK)[0].probes()) == {ALL, GROUPS[0], GROUPS[2]}
 
 
 @pytest.mark.parametrize("kind", [DATASET, TASK])
@@ -144,16 +144,16 @@ def test_each_loss_is_of_the_text_that_it_names(six, kind, tmp_path, monkeypatch
     monkeypatch.setattr(language, "evaluate", lambda model, rows: seen.append(rows))
     monkeypatch.setattr(language, "train", train)
     (cell,) = pairs(settings(six, overlaps=[0.5 if kind == DATASET else 1 / 3]), kind)[:1]
-    for member, other in (cell.members, cell.members[::-1]):
+    for member, other in (cell.needs(), cell.needs()[::-1]):
         seen.clear()
-        assert list(language.losses(cell, member, None)) == ["loss_own", "loss_other", "loss_held_out"]
+        assert list(cell.losses(member, None)) == ["loss_own", "loss_other", "loss_held_out"]
         with pytest.raises(KeyboardInterrupt):
-            language.trained(member, Store(tmp_path), progress=False)
+            engine.trained(member, Store(tmp_path), progress=False)
         of_own, of_other, of_held_out, in_training = seen
-        own, others = streams(member), streams(other)
+        own, others = member.streams(), other.streams()
         assert all(within(of_own, own)) and all(within(of_other, others)) and not any(within(of_other, own))
         for rows in (of_held_out, in_training):
-            assert all(within(rows, reading.held_out(member)))
+            assert all(within(rows, member.held_out()))
             assert not any(within(rows, [*own, *others]))
         assert min(map(len, seen)) >= 6
 
@@ -161,7 +161,7 @@ def test_each_loss_is_of_the_text_that_it_names(six, kind, tmp_path, monkeypatch
 def test_a_probe_of_too_few_windows_is_left_out_with_a_warning(tmp_path, six, caplog):
     short = folder(tmp_path, "short", seed=9, files=4, n=2)
     cell = pairs(settings([six[0], str(short)], divided=six[:1]), DATASET)[0]
-    assert list(probes(cell)) == ["corpus0"]
+    assert list(cell.probes()) == ["corpus0"]
     assert "probe short is left out: it has" in caplog.text
 
 
@@ -171,7 +171,7 @@ class TestTinyRun:
     def run(cls, request, tmp_path_factory, six):
         changes = {"divided": six[:1]} if request.param == DATASET else {"overlaps": SIX, "probe_corpora": 1}
         cells, store = pairs(settings(six, **changes), request.param), Store(tmp_path_factory.mktemp("store"))
-        return cells, sweep(language.measure_pair, cells, store=store, progress=False), store
+        return cells, sweep(engine.measure, cells, store=store, progress=False), store
 
     def test_every_metric_on_every_probe_and_layer(self, run):
         cells, table, _ = run
@@ -179,7 +179,7 @@ class TestTinyRun:
             rows = table[table.key == named(cell)]
             last = rows[rows.null_mean.notna()]
             earlier = rows[rows.layer.notna()]
-            for name, tokens in probes(cell).items():
+            for name, tokens in cell.probes().items():
                 one = last[last.probe == name]
                 assert list(one.metric) == [*PAPER, *PUBLISHED.values()] and set(one.n_probe) == {len(tokens)}
                 assert (one.layer.isna() & one.step.isna() & one.value.notna() & one.p_value.between(0, 1)).all()
@@ -191,8 +191,8 @@ class TestTinyRun:
 
     def test_values_are_those_of_the_two_models(self, run):
         cells, table, store = run
-        first, second = language.train_pair(cells[-1], store, progress=False)
-        name, tokens = next(iter(probes(cells[-1]).items()))
+        first, second = engine.load_pair(cells[-1], store, progress=False)
+        name, tokens = next(iter(cells[-1].probes().items()))
         with torch.no_grad():
             x, y = (model.body(tokens).last_hidden_state.mean(1) for model in (first, second))
         wanted = metrics.similarity(x, y, ["cka"])["cka"]
@@ -212,13 +212,13 @@ class TestTinyRun:
             assert len(other) == (0 if cell.overlap == 1 else 2)
             assert len(finals) == 4 + len(other) and finals.between(4, 7).all()
             last = curves[(curves.metric == "validation_curve_second") & (curves.step == 3)].value.item()
-            kept = language.trained(cell.second, store, progress=False).record["curve"][-1]["validation"]
+            kept = engine.trained(cell.second, store, progress=False).record["curve"][-1]["validation"]
             assert last == pytest.approx(kept)
 
     def test_it_is_all_in_the_store(self, run, monkeypatch):
         cells, table, store = run
         monkeypatch.setattr(language, "train", None)
-        again = sweep(language.measure_pair, cells, store=store, progress=False)
+        again = sweep(engine.measure, cells, store=store, progress=False)
         pd.testing.assert_frame_equal(again, table)
 
 
@@ -233,7 +233,7 @@ def test_the_two_models_of_a_pair_begin_apart_and_read_in_another_order(six, tmp
         return language.training.train(model, read, held_out, recipe, seed=seed, progress=progress)
 
     monkeypatch.setattr(language, "train", spy)
-    language.train_pair(cell, Store(tmp_path), progress=False)
+    engine.load_pair(cell, Store(tmp_path), progress=False)
     assert len(set(seeds)) == 2 and not torch.equal(*begun)
 
 
@@ -242,7 +242,7 @@ def test_text_that_changes_while_a_run_goes_on_stops_it(tmp_path, monkeypatch):
     (cell,) = pairs(settings([str(source)], overlaps=[0]), DATASET)
     (source / "0.txt").write_text("\n\n".join(sentences(991, 12)))
     with pytest.raises(DataError, match="has changed since this run began; run it again"):
-        language.trained(cell.first, Store(tmp_path / "store"), progress=False)
+        engine.trained(cell.first, Store(tmp_path / "store"), progress=False)
 
 
 def test_what_is_too_small_is_told_before_training(tmp_path):
@@ -316,7 +316,7 @@ def test_the_whole_pipeline_of_the_paper_profile_on_stand_ins(kind, stand_ins, t
     changes = {"models": {name: small}, "seeds": [0], "n_probe": 60, "n_permutations": 19, "n_chunks": 8}
     cells = pairs(profiles.load("paper", kind, **changes), kind)
     prepare(cells)
-    table = sweep(language.measure_pair, cells, store=Store(tmp_path), progress=False)
+    table = sweep(engine.measure, cells, store=Store(tmp_path), progress=False)
     published = theirs(kind)
     assert table.key.nunique() == len(cells) == (2 * 6 if kind == DATASET else 4)
     assert set(published.probe) <= set(table.probe)
@@ -331,7 +331,7 @@ def test_the_plan_of_the_paper():
         (TASK, 24, 30, 123_849_984, 20_000),
     ):
         cells = pairs(profiles.load("paper", kind), kind)
-        table = plan(cells, language.size)
+        table = plan(cells)
         assert table.cells.sum() == len(cells) == n_cells and table.models.sum() == n_models
         assert set(table.parameters) == {parameters} and set(table.samples) == {steps * 256}
         per_token = 2 * parameters  # a multiplication and an addition for each weight; attention comes on top

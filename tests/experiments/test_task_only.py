@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from repsim_utils.experiments import task_only
-from repsim_utils.experiments.task_only import Settings, pairs, probe, trained
+from repsim_utils.experiments import engine, samples, vision
+from repsim_utils.experiments.task_only import Settings, pairs
 from repsim_utils.metrics import PAPER, PUBLISHED
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
@@ -29,15 +29,15 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A store with a finished tiny run, its table, and the seeds and weights that its models began with."""
-    store, begun, train = Store(tmp_path_factory.mktemp("store")), [], task_only.train
+    store, begun, train = Store(tmp_path_factory.mktemp("store")), [], vision.train
 
     def spy(model, images, labels, recipe, *, seed, progress):
         begun.append((seed, model.body[0].weight.detach().clone()))
         return train(model, images, labels, recipe, seed=seed, progress=progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_only, "train", spy)
-        table = sweep(task_only.measure_pair, pairs(settings()), store=store, progress=False)
+        patch.setattr(vision, "train", spy)
+        table = sweep(engine.measure, pairs(settings()), store=store, progress=False)
     return store, table, begun
 
 
@@ -72,36 +72,20 @@ def test_every_model_is_trained_once_from_its_own_seed(swept):
     assert len(set(weights)) == 7
 
 
-def test_own_seeds_never_repeat_over_seeds(monkeypatch):
-    seeds = []
-
-    class Found(Exception):
-        pass
-
-    def spy(*args, seed, **options):
-        seeds.append(seed)
-        raise Found
-
-    monkeypatch.setattr(task_only, "build", spy)
-    monkeypatch.setattr(task_only, "ColorShapeDigit", lambda *_, **__: None)
-    task_only._images.cache_clear()
-    cells = pairs(settings(seeds=range(30)))
-    members = {key(m.model_dump(mode="json")): m for pair in cells for m in (pair.first, pair.second)}
-    for member in members.values():
-        with pytest.raises(Found):
-            trained(member, Store(), progress=False)
-    task_only._images.cache_clear()
-    assert len(members) == len(set(seeds)) == 7 * 30
+def test_own_seeds_never_repeat_over_seeds():
+    members = {key(m.config()): m for pair in pairs(settings(seeds=range(30))) for m in pair.needs()}
+    assert len(members) == len({member.own_seed for member in members.values()}) == 7 * 30
 
 
 def test_the_table(swept):
     table = swept[1]
     metrics = [*PAPER, *PUBLISHED.values(), "accuracy_first", "accuracy_second"]
-    expected = [(p.overlap, p.name, metric) for p in pairs(settings()) for metric in metrics]
+    expected = [(p.overlap, p.columns(swept[0])["pair"], metric) for p in pairs(settings()) for metric in metrics]
     assert list(table[["overlap", "pair", "metric"]].itertuples(index=False, name=None)) == expected
     assert {
-        "experiment", "key", "dataset", "architecture", "overlap", "seed", "probe", "metric", "value", "version",
-        "date", "wall_seconds", "pair", "null_mean", "null_quantile", "p_value", "calibrated", "above_chance",
+        "experiment", "key", "dataset", "architecture", "overlap", "seed", "probe", "n_probe", "metric", "value",
+        "version", "date", "wall_seconds", "pair", "null_mean", "null_quantile", "p_value", "calibrated",
+        "above_chance",
     } == set(table)  # fmt: skip
     similarities = table[~table.metric.str.startswith("accuracy")]
     assert similarities.notna().all().all() and similarities.p_value.between(1 / 201, 1).all()
@@ -112,36 +96,40 @@ def test_the_table(swept):
 
 def test_a_second_run_comes_from_the_store(swept, monkeypatch):
     store, table, _ = swept
-    monkeypatch.setattr(task_only, "build", None)
-    monkeypatch.setattr(task_only, "ColorShapeDigit", None)
-    pd.testing.assert_frame_equal(sweep(task_only.measure_pair, pairs(settings()), store=store, progress=False), table)
+    monkeypatch.setattr(vision, "build", None)
+    monkeypatch.setattr(samples, "ColorShapeDigit", None)
+    pd.testing.assert_frame_equal(sweep(engine.measure, pairs(settings()), store=store, progress=False), table)
 
 
 def test_kept_models_give_the_same_measurements(swept, monkeypatch, tmp_path):
     store, table, _ = swept
     shutil.copytree(store.root / "models", tmp_path / "models")
-    monkeypatch.setattr(task_only, "train", None)
-    again = sweep(task_only.measure_pair, pairs(settings()), store=Store(tmp_path), progress=False)
+    monkeypatch.setattr(vision, "train", None)
+    again = sweep(engine.measure, pairs(settings()), store=Store(tmp_path), progress=False)
     pd.testing.assert_frame_equal(again.drop(columns="wall_seconds"), table.drop(columns="wall_seconds"))
 
 
 def test_trained_anew_gives_the_same_measurements(swept, tmp_path):
     table = swept[1]
-    again = sweep(task_only.measure_pair, pairs(settings(overlaps=(1,))), store=Store(tmp_path), progress=False)
+    again = sweep(engine.measure, pairs(settings(overlaps=(1,))), store=Store(tmp_path), progress=False)
     assert list(again.value) == list(table.value[table.overlap == 1])
 
 
-def test_representations_have_matched_rows_on_the_probe(swept):
+def test_both_models_are_measured_on_the_same_images(swept):
     pair = pairs(settings())[0]
-    first, second = task_only.representations(pair, swept[0], progress=False)
-    assert first.shape == second.shape == (800, 16) and first.dtype == torch.float32
-    assert probe(pair.first) is probe(pair.second) and len(probe(pair.first)) == 800
+    (images,) = pair.all_probes().values()
+    drawn = samples.ColorShapeDigit(1, split="test", seed=0, size=16, difficulty=0.5)
+    assert torch.equal(images, drawn.images)
 
 
-def test_another_version_of_the_code_is_another_key(monkeypatch):
-    pair = pairs(settings())[0].model_dump(mode="json")
-    for change in ({"version": 4}, {"first": pair["first"] | {"version": [2, 1, 1]}}):
-        assert key(pair | change) != key(pair)
+def test_each_model_predicts_its_own_factors():
+    """Labels of training are those that the data set itself gives for these factors."""
+    for pair in pairs(settings()):
+        for member in pair.needs():
+            drawn = samples.ColorShapeDigit(1, split="train", seed=0, size=16, difficulty=0.5)
+            images, labels = member.own()
+            assert torch.equal(images, drawn.images) and torch.equal(labels, drawn.labels(*member.factors)[0])
+            assert member.counts() == (int(labels.max()) + 1, 800)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""The engine: what keys depend on, what is registered, and that each model is trained once."""
+
+import ast
+import inspect
+import pickle
+import pkgutil
+import sys
+from collections import defaultdict
+from functools import lru_cache
+from importlib import import_module
+
+import pytest
+
+import repsim_utils
+from repsim_utils import profiles
+from repsim_utils.datasets import corpora
+from repsim_utils.experiments import EXPERIMENTS, engine
+from repsim_utils.store import key
+
+OVERLAP = {"dataset_overlap_vision", "task_overlap_vision"}
+VISION = OVERLAP | {"task_only"}
+DIFFUSION = {"dataset_overlap_diffusion", "task_overlap_diffusion"}
+LANGUAGE = {"dataset_overlap_language", "task_overlap_language"}
+FINETUNED = {"dataset_overlap_finetuned", "task_overlap_finetuned", "lora_grid"}
+CHATS = {"jailbreak_transfer", "jailbreak_finetuned"}
+ADVERSARIAL = {"adversarial_transfer"}
+TUNED = FINETUNED | CHATS
+READERS = LANGUAGE | TUNED
+DEPENDENT = {  # whose keys move when the VERSION of a module is raised
+    "attacks.adversarial": ADVERSARIAL,
+    "attacks.jailbreak": CHATS,
+    "attacks.judges": CHATS,
+    "attacks.transfer": ADVERSARIAL,
+    "datasets.color_shape_digit": VISION | DIFFUSION | ADVERSARIAL,
+    "datasets.corpora": READERS - {"jailbreak_transfer"},
+    "datasets.dialogues": CHATS,
+    "datasets.text": READERS,
+    "datasets.vision": OVERLAP | ADVERSARIAL,  # further probes, and the source of a control
+    "experiments.adversarial_transfer": ADVERSARIAL,
+    "experiments.changes": FINETUNED,
+    "experiments.diffusion": DIFFUSION,
+    "experiments.drawings": DIFFUSION,
+    "experiments.finetuned": FINETUNED,
+    "experiments.jailbreak_finetuned": {"jailbreak_finetuned"},
+    "experiments.jailbreak_transfer": {"jailbreak_transfer"},
+    "experiments.language": LANGUAGE,
+    "experiments.policy": {"jailbreak_transfer"},
+    "experiments.task_only": {"task_only"},
+    "experiments.vision": VISION,
+    "features": VISION | DIFFUSION | LANGUAGE | {"jailbreak_transfer"},
+    "metrics": set(EXPERIMENTS) - ADVERSARIAL - {"jailbreak_finetuned"},
+    "models.adapters": TUNED,
+    "models.diffusion": DIFFUSION,
+    "models.language": READERS,
+    "models.llama": TUNED,
+    "models.smollm2": TUNED,
+    "models.vision": VISION | DIFFUSION | ADVERSARIAL,
+    "overlap": set(EXPERIMENTS),
+    "training.diffusion": DIFFUSION,
+    "training.language": READERS,
+    "training.vision": VISION | DIFFUSION | ADVERSARIAL,
+}
+
+
+@lru_cache
+def settings(name):
+    return profiles.load("smoke", name)
+
+
+def cells(name):
+    return EXPERIMENTS[name].pairs(settings(name))
+
+
+def keyed(cell):
+    """Everything that has a key: the cell, and the models that it needs."""
+    return [cell, *engine.models([cell])]
+
+
+def with_version():
+    """Modules of the package that have a VERSION."""
+    every = (module.name for module in pkgutil.walk_packages(repsim_utils.__path__, "repsim_utils."))
+    found = {name for name in every if hasattr(import_module(name), "VERSION")}
+    return {name.removeprefix("repsim_utils.") for name in found}
+
+
+def test_of_every_module_with_a_version_it_is_known_what_depends_on_it():
+    assert with_version() == set(DEPENDENT)
+
+
+@pytest.fixture(scope="module")
+def read_once():
+    """Files of corpora do not change while these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "fingerprint", lru_cache(corpora.fingerprint))
+        yield {name: [key(one.config()) for one in keyed(cells(name)[0])] for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("module", DEPENDENT)
+def test_a_raised_version_moves_the_keys_of_what_depends_on_it_and_no_other(module, read_once, monkeypatch):
+    monkeypatch.setattr(import_module(f"repsim_utils.{module}"), "VERSION", 1_000)
+    moved = {name for name in EXPERIMENTS if key(cells(name)[0].config()) != read_once[name][0]}
+    assert moved == DEPENDENT[module]
+
+
+@pytest.mark.parametrize(("module", "kept"), [("metrics", "Member"), ("attacks.judges", "Suffixes")])
+def test_what_measures_does_not_make_models_be_trained_again(module, kept, read_once, monkeypatch):
+    monkeypatch.setattr(import_module(f"repsim_utils.{module}"), "VERSION", 1_000)
+    for name in EXPERIMENTS:
+        for one, then in zip(keyed(cells(name)[0]), read_once[name], strict=True):
+            assert type(one).__name__ != kept or key(one.config()) == then
+
+
+# Modules of experiments whose classes alone are used: what these depend on, they declare themselves.
+CLASSES_ONLY = {("adversarial_transfer", "vision"), ("diffusion", "vision"), ("policy", "finetuned")} | {
+    ("jailbreak_finetuned", other) for other in ("finetuned", "jailbreak_transfer")
+}
+
+
+def test_whatever_has_a_version_and_is_imported_is_depended_on(read_once):
+    """An experiment's module that imports what has a VERSION has a class that declares it."""
+    depended = defaultdict(set)
+    for name in EXPERIMENTS:
+        every = keyed(cells(name)[0])
+        for module in {type(one).__module__ for one in every}:
+            depended[module] |= {m.__name__.removeprefix("repsim_utils.") for one in every for m in one.depends}
+    for module, declared in depended.items():
+        mine = module.rpartition(".")[2]
+        wanted = {one for one in imports(sys.modules[module]) & set(DEPENDENT) if not one.startswith("datasets.")}
+        wanted -= {f"experiments.{other}" for which, other in CLASSES_ONLY if which == mine}
+        assert wanted <= declared, mine
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_module_in_which_something_is_measured_is_depended_on(name, read_once):
+    """Also by what inherits it."""
+    cell = cells(name)[0]
+    measures = next(kind for kind in type(cell).__mro__ if "rows" in vars(kind))
+    assert {sys.modules[measures.__module__], sys.modules[type(cell).__module__]} <= set(cell.depends)
+
+
+def imports(module):
+    """Modules of the package that a module imports, or imports from, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("repsim_utils"):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("repsim_utils.") for name in found}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_two_models_or_cells_of_an_experiment_have_one_key(name, read_once):
+    every = cells(name)
+    assert len({key(cell.config()) for cell in every}) == len(every)
+    models = list(engine.models(every))
+    assert len({key(model.config()) for model in models}) == len(models)
+    assert {cell.kind for cell in every} == {name}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_configuration_survives_the_way_to_a_worker(name, read_once):
+    for one in keyed(cells(name)[0]):
+        again = pickle.loads(pickle.dumps(one))
+        assert again == one and again.config() == one.config()
