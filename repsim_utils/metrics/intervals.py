@@ -173,7 +173,7 @@ def _left_out(
     """Scores without each row, or without each group of rows (or clusters), by metric."""
     n, n_clusters = len(x), int(which.max()) + 1
     if isinstance(first, Linear) and n_clusters == n:
-        unbiased = [metric.score is kernel.unbiased_linear_cka for metric in metrics]
+        unbiased = [metric.score is kernel.unbiased_cka_score for metric in metrics]
         return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])
     folds = min(n_clusters, FOLDS)
     fold = torch.from_numpy((rng.permutation(n_clusters) % folds)[which]).to(x.device)

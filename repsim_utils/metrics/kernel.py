@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
 
@@ -56,14 +56,14 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     x, y = as_pair(x, y, least_rows=4 if unbiased else 2)
     if kernel == "linear":
         a, b = Linear.of(x), Linear.of(y)
-        return unbiased_linear_cka(a, b) if unbiased else linear_cka(a, b)
+        return unbiased_cka_score(a, b) if unbiased else cka_score(a, b)
     c, d = Rbf.of(x, sigma=1.0 if sigma is None else sigma), Rbf.of(y, sigma=1.0 if sigma is None else sigma)
-    return unbiased_rbf_cka(c, d) if unbiased else rbf_cka(c, d)
+    return unbiased_rbf_cka_score(c, d) if unbiased else rbf_cka_score(c, d)
 
 
-def centred(x: Tensor) -> Tensor:
+def centered_unit(x: Tensor) -> Tensor:
     """Columns centred, and scaled so that products of very large or small features neither overflow nor vanish."""
-    x = x / size(x)
+    x = x / largest_absolute(x)
     x -= x.mean(0)
     x /= x.norm()
     return x
@@ -90,7 +90,7 @@ class Linear:
     @classmethod
     def of(cls, x: Tensor) -> Linear:
         """Centre, scale, and form what does not depend on the other representation."""
-        x = centred(x)
+        x = centered_unit(x)
         return cls(x, x.norm(dim=1).square(), squared_product(x, x))
 
     def permuted(self, order: Tensor) -> Linear:
@@ -107,12 +107,12 @@ def squared_product(x: Tensor, y: Tensor) -> float:
     return float((gram * (gram if x is y else y @ y.T)).sum())
 
 
-def linear_cka(a: Linear, b: Linear) -> float:
+def cka_score(a: Linear, b: Linear) -> float:
     """Biased linear CKA."""
     return squared_product(a.x, b.x) / (a.own * b.own) ** 0.5
 
 
-def unbiased_linear_cka(a: Linear, b: Linear) -> float:
+def unbiased_cka_score(a: Linear, b: Linear) -> float:
     """Unbiased linear CKA."""
     n = len(a.x)
 
@@ -153,7 +153,7 @@ class Rbf:
         """Set the bandwidth, and sum over the kernel."""
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
-        x = centred(x)
+        x = centered_unit(x)
         median = median_distance(x)
         if median == 0:
             raise ValueError("the median distance of the rows is 0, which gives no bandwidth: most rows are the same")
@@ -232,13 +232,13 @@ def _rbf_hsic(product: float, a: Rbf, b: Rbf, unbiased: bool) -> float:
     return product + n + float(r.sum() * s.sum()) / n**2 - 2 / n * float(r @ s)
 
 
-def rbf_cka(a: Rbf, b: Rbf) -> float:
+def rbf_cka_score(a: Rbf, b: Rbf) -> float:
     """Biased CKA with RBF kernels."""
     own = _rbf_hsic(a.own, a, a, False) * _rbf_hsic(b.own, b, b, False)
     return _rbf_hsic(_rbf_product(a, b), a, b, False) / own**0.5
 
 
-def unbiased_rbf_cka(a: Rbf, b: Rbf) -> float:
+def unbiased_rbf_cka_score(a: Rbf, b: Rbf) -> float:
     """Unbiased CKA with RBF kernels."""
     own = [_rbf_hsic(s.own, s, s, True) for s in (a, b)]
     _require_positive(own, [a.own, b.own])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows and columns of a block of inner products: no more than one such block is in memory
 
@@ -44,7 +44,7 @@ class Neighbors:
         n = len(x)
         if not 1 <= k < n:
             raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {n} rows")
-        largest = float(size(x))
+        largest = float(largest_absolute(x))
         x = x if 1e-100 < largest < 1e100 else x / largest  # products neither overflow nor vanish
         first, which = _distinct_rows(x)
         keys = x if len(first) == n else x[first]
@@ -225,18 +225,18 @@ def _matches(a: Neighbors, b: Neighbors) -> Tensor:
     return a.index.T[:, None] == b.index.T[None]
 
 
-def mutual_overlap(a: Neighbors, b: Neighbors) -> float:
+def mutual_knn_score(a: Neighbors, b: Neighbors) -> float:
     """Mutual k-NN of two sets of lists."""
     return int(_matches(a, b).sum()) / a.index.numel()
 
 
-def cycle(a: Neighbors, b: Neighbors) -> float:
+def cycle_knn_score(a: Neighbors, b: Neighbors) -> float:
     """Cycle k-NN of two sets of lists."""
     here = torch.arange(len(a.index), device=a.index.device)[:, None, None]
     return float((a.index[b.index] == here).flatten(1).any(1).double().mean())
 
 
-def longest_common_subsequence(a: Neighbors, b: Neighbors) -> float:
+def lcs_knn_score(a: Neighbors, b: Neighbors) -> float:
     """Mean length of the longest common subsequence of the lists, over k."""
     equal, k = _matches(a, b).to(torch.int16), a.index.shape[1]
     row = equal.new_zeros(k + 1, equal.shape[2])
@@ -248,7 +248,7 @@ def longest_common_subsequence(a: Neighbors, b: Neighbors) -> float:
     return float(row[k].double().mean()) / k
 
 
-def edit_similarity(a: Neighbors, b: Neighbors) -> float:
+def edit_distance_knn_score(a: Neighbors, b: Neighbors) -> float:
     """One minus the mean edit distance of the lists over k."""
     different, k = (~_matches(a, b)).to(torch.int16), a.index.shape[1]
     row = torch.arange(k + 1, dtype=torch.int16, device=different.device)[:, None].repeat(1, different.shape[2])
@@ -260,7 +260,7 @@ def edit_similarity(a: Neighbors, b: Neighbors) -> float:
     return 1 - float(row[k].double().mean()) / k
 
 
-def centred_kernel_alignment(a: Neighbors, b: Neighbors) -> float:
+def cknna_score(a: Neighbors, b: Neighbors) -> float:
     """CKNNA of two sets of lists, after Huh et al. (2024), Eq. 16."""
     first, second = (lists.value - lists.mean[:, None] for lists in (a, b))
     equal = _matches(a, b).permute(2, 0, 1).to(first.dtype)
@@ -271,7 +271,7 @@ def centred_kernel_alignment(a: Neighbors, b: Neighbors) -> float:
     return common / scale**0.5
 
 
-def masked_hsic_alignment(a: Neighbors, b: Neighbors) -> float:
+def cknna_published_score(a: Neighbors, b: Neighbors) -> float:
     """CKNNA of two sets of lists, as in the code that Huh et al. (2024) published."""
     own = [lists.masked_own for lists in (a, b)]
     if min(own) <= 0:
@@ -323,7 +323,7 @@ def mutual_knn(x: Any, y: Any, *, k: int = 10) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return mutual_overlap(*_pair(x, y, k))
+    return mutual_knn_score(*_pair(x, y, k))
 
 
 def cycle_knn(x: Any, y: Any, *, k: int = 10) -> float:
@@ -350,7 +350,7 @@ def cycle_knn(x: Any, y: Any, *, k: int = 10) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return cycle(*_pair(x, y, k))
+    return cycle_knn_score(*_pair(x, y, k))
 
 
 def lcs_knn(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
@@ -379,7 +379,7 @@ def lcs_knn(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return longest_common_subsequence(*_pair(x, y, k)) * (k if published else 1)
+    return lcs_knn_score(*_pair(x, y, k)) * (k if published else 1)
 
 
 def edit_distance_knn(x: Any, y: Any, *, k: int = 10) -> float:
@@ -405,7 +405,7 @@ def edit_distance_knn(x: Any, y: Any, *, k: int = 10) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return edit_similarity(*_pair(x, y, k))
+    return edit_distance_knn_score(*_pair(x, y, k))
 
 
 def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
@@ -439,4 +439,4 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
         If the input is malformed (see `as_pair`), k is not below the number of rows, or the value is undefined.
     """
     a, b = _pair(x, y, k, least_rows=4 if published else 2)
-    return masked_hsic_alignment(a, b) if published else centred_kernel_alignment(a, b)
+    return cknna_published_score(a, b) if published else cknna_score(a, b)

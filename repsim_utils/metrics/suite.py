@@ -50,29 +50,29 @@ class Metric:
         return {**self.options, **given}
 
 
-def _published_lcs(a: Neighbors, b: Neighbors) -> float:
-    return neighbors.longest_common_subsequence(a, b) * a.index.shape[1]
+def lcs_knn_published_score(a: Neighbors, b: Neighbors) -> float:
+    return neighbors.lcs_knn_score(a, b) * a.index.shape[1]
 
 
 _K, _TEN = {"k": 10}, {"n_components": 10}
 METRICS: dict[str, Metric] = {
-    "cka": Metric(Linear.of, kernel.linear_cka),
-    "unbiased_cka": Metric(Linear.of, kernel.unbiased_linear_cka, 4),
-    "rbf_cka": Metric(Rbf.of, kernel.rbf_cka, 2, {"sigma": 1.0}),
-    "unbiased_rbf_cka": Metric(Rbf.of, kernel.unbiased_rbf_cka, 4, {"sigma": 1.0}),
-    "cknna": Metric(Neighbors.of, neighbors.centred_kernel_alignment, 2, _K),
-    "cknna_published": Metric(Neighbors.of, neighbors.masked_hsic_alignment, 4, _K),
-    "mutual_knn": Metric(Neighbors.of, neighbors.mutual_overlap, 2, _K),
-    "cycle_knn": Metric(Neighbors.of, neighbors.cycle, 2, _K),
-    "lcs_knn": Metric(Neighbors.of, neighbors.longest_common_subsequence, 2, _K),
-    "lcs_knn_published": Metric(Neighbors.of, _published_lcs, 2, _K, largest="k"),
-    "edit_distance_knn": Metric(Neighbors.of, neighbors.edit_similarity, 2, _K),
-    "cca": Metric(Subspace.of, subspace.mean_correlation, 3),
-    "svcca": Metric(Subspace.of, subspace.mean_correlation, 3, _TEN),
-    "svcca_published": Metric(Subspace.randomized, subspace.mean_correlation, 3, _TEN),
-    "pwcca": Metric(Subspace.of, subspace.projection_weighted, 3),
-    "procrustes": Metric(Shape.of, shape.procrustes_similarity),
-    "rsa": Metric(Geometry.of, shape.matrix_correlation, 3, {"dissimilarity": "correlation", "compare": "spearman"}),
+    "cka": Metric(Linear.of, kernel.cka_score),
+    "unbiased_cka": Metric(Linear.of, kernel.unbiased_cka_score, 4),
+    "rbf_cka": Metric(Rbf.of, kernel.rbf_cka_score, 2, {"sigma": 1.0}),
+    "unbiased_rbf_cka": Metric(Rbf.of, kernel.unbiased_rbf_cka_score, 4, {"sigma": 1.0}),
+    "cknna": Metric(Neighbors.of, neighbors.cknna_score, 2, _K),
+    "cknna_published": Metric(Neighbors.of, neighbors.cknna_published_score, 4, _K),
+    "mutual_knn": Metric(Neighbors.of, neighbors.mutual_knn_score, 2, _K),
+    "cycle_knn": Metric(Neighbors.of, neighbors.cycle_knn_score, 2, _K),
+    "lcs_knn": Metric(Neighbors.of, neighbors.lcs_knn_score, 2, _K),
+    "lcs_knn_published": Metric(Neighbors.of, lcs_knn_published_score, 2, _K, largest="k"),
+    "edit_distance_knn": Metric(Neighbors.of, neighbors.edit_distance_knn_score, 2, _K),
+    "cca": Metric(Subspace.of, subspace.cca_score, 3),
+    "svcca": Metric(Subspace.of, subspace.cca_score, 3, _TEN),
+    "svcca_published": Metric(Subspace.randomized, subspace.cca_score, 3, _TEN),
+    "pwcca": Metric(Subspace.of, subspace.pwcca_score, 3),
+    "procrustes": Metric(Shape.of, shape.procrustes_score),
+    "rsa": Metric(Geometry.of, shape.rsa_score, 3, {"dissimilarity": "correlation", "compare": "spearman"}),
 }
 PAPER = ("cka", "unbiased_cka", "cknna", "svcca", "mutual_knn", "cycle_knn", "lcs_knn", "edit_distance_knn")
 PUBLISHED = {"cknna": "cknna_published", "lcs_knn": "lcs_knn_published", "svcca": "svcca_published"}
