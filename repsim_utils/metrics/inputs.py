@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = None) -> tuple[Tensor, Tensor]:
-    """Two representations as float64 tensors, checked and, if wanted, prepared.
+    """Two representations as float64 tensors on the device of x, checked and, if wanted, prepared; x and y stay.
 
     Parameters
     ----------
@@ -21,11 +21,6 @@ def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = Non
         Rows that the metric needs.
     preprocess : {"platonic", None}
         The paper's protocol (see `platonic`), or the features as they are.
-
-    Returns
-    -------
-    tuple of Tensor
-        float64, on the device of `x`. The arguments are not changed.
 
     Raises
     ------

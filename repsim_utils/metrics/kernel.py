@@ -1,4 +1,4 @@
-"""Similarity from kernels: centred kernel alignment (CKA), linear and RBF, biased and unbiased."""
+"""Similarity from kernels: centered kernel alignment (CKA), linear and RBF, biased and unbiased."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block
 
 
 def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma: float | None = None) -> float:
-    r"""Centred kernel alignment of two representations.
+    r"""Centered kernel alignment of two representations.
 
-    With centred kernels :math:`K, L` the biased value is
+    With centered kernels :math:`K, L` the biased value is
     :math:`\langle K, L\rangle / (\|K\|_F \, \|L\|_F)` (Cortes et al. 2012; Kornblith et al. 2019, Section 3): 1 for
     representations that are equal up to rotation and scale, but above 0 for unrelated ones where n is small against
     d. The unbiased value replaces each HSIC by the unbiased estimator of Song et al. (2012), whose mean is 0 for
     unrelated representations; it may be negative and is not clamped.
 
-    The linear kernel is never formed where d < n: with column-centred :math:`X, Y`,
+    The linear kernel is never formed where d < n: with column-centered :math:`X, Y`,
     :math:`\langle K, L\rangle = \|X^\top Y\|_F^2`. The RBF kernel is formed in blocks.
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     kernel : {"linear", "rbf"}
         Inner product, or :math:`\exp(-\|x_i - x_j\|^2 / 2 s^2)`.
     unbiased : bool
@@ -48,8 +47,7 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     Raises
     ------
     ValueError
-        If the input is malformed (see `as_pair`), the kernel or its bandwidth is not available, or an HSIC of the
-        unbiased estimator is not positive.
+        If rows are so alike that the RBF kernel has no bandwidth, or an unbiased HSIC is not positive.
     """
     if kernel not in ("linear", "rbf") or (kernel == "linear" and sigma is not None):
         raise ValueError(f"kernel must be 'linear' (without sigma) or 'rbf', got kernel={kernel!r}, sigma={sigma!r}")
@@ -62,7 +60,7 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
 
 
 def centered_unit(x: Tensor) -> Tensor:
-    """Columns centred, and scaled so that products of very large or small features neither overflow nor vanish."""
+    """Columns centered, and scaled so that products of very large or small features neither overflow nor vanish."""
     x = x / largest_absolute(x)
     x -= x.mean(0)
     x /= x.norm()
@@ -76,7 +74,7 @@ class Linear:
     Attributes
     ----------
     x : Tensor
-        (n, d), centred, of Frobenius norm 1.
+        (n, d), centered, of Frobenius norm 1.
     squared_norms : Tensor
         (n,), of the rows: the diagonal of the kernel.
     own : float
@@ -89,7 +87,7 @@ class Linear:
 
     @classmethod
     def of(cls, x: Tensor) -> Linear:
-        """Centre, scale, and form what does not depend on the other representation."""
+        """Center, scale, and form what does not depend on the other representation."""
         x = centered_unit(x)
         return cls(x, x.norm(dim=1).square(), squared_product(x, x))
 
@@ -137,7 +135,7 @@ class Rbf:
     Attributes
     ----------
     x : Tensor
-        (n, d), centred and divided by √2 times the bandwidth, so that the kernel is exp(−‖x_i − x_j‖²).
+        (n, d), centered and divided by √2 times the bandwidth, so that the kernel is exp(−‖x_i − x_j‖²).
     sums : Tensor
         (n,): sums of the rows of the kernel without its diagonal, which is 1.
     own : float
@@ -257,7 +255,7 @@ def jackknife(a: Linear, b: Linear, *, unbiased: bool) -> Tensor:
         p, q = (a.squared_norms, b.squared_norms) if unbiased else (torch.zeros_like(a.squared_norms),) * 2
         off = a.squared_norms * b.squared_norms - p * q  # of the diagonal, where it counts
         rows = ((a.x @ (a.x.T @ b.x)) * b.x).sum(1) - p * q  # sums of the rows of K∘L
-        r, s = -p, -q  # sums of the rows of K and L: those of centred kernels are 0
+        r, s = -p, -q  # sums of the rows of K and L: those of centered kernels are 0
         product = rows.sum() - 2 * rows + off
         k_diagonal, l_diagonal = a.squared_norms - p, b.squared_norms - q
         total_k, total_l = r.sum() - 2 * r + k_diagonal, s.sum() - 2 * s + l_diagonal

@@ -18,16 +18,7 @@ from repsim_utils.metrics.suite import find
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Scores of all pairs of layers.
-
-    Attributes
-    ----------
-    first, second : tuple of str
-        Layers of both models.
-    values : ndarray
-        (len(first), len(second)).
-    metric : str
-    """
+    """Scores of all pairs of layers, which are named: `values` is (len(first), len(second))."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
@@ -66,10 +57,6 @@ def layerwise(
     **options
         Of the metric, such as ``k``.
 
-    Returns
-    -------
-    LayerTable
-
     Raises
     ------
     ValueError
@@ -94,7 +81,7 @@ def layer_features(
     """Outputs of the named layers of several models, on the same batches.
 
     Outputs with more than two axes are averaged over all but the first and the feature axis: over positions of feature
-    maps (b, c, h, w), over tokens (b, t, d). Of a tuple, the first entry counts.
+    maps (b, c, h, w), over tokens (b, t, d). Of a tuple, the first entry counts. Errors are those of `layerwise`.
 
     Parameters
     ----------
@@ -108,11 +95,6 @@ def layer_features(
     -------
     list of dict
         For each model, float32 (n, d) on the CPU by the name of the layer.
-
-    Raises
-    ------
-    ValueError
-        As `layerwise`.
     """
     chosen = [_choose(model, names) for model, names in zip(models, layers, strict=True)]
     collected: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in chosen]

@@ -15,13 +15,13 @@ from repsim_utils.metrics.kernel import centered_unit
 
 @dataclass(frozen=True)
 class Shape:
-    """A centred representation of Frobenius norm 1, up to rotation: `x` is (n, min(n, d))."""
+    """A centered representation of Frobenius norm 1, up to rotation: `x` is (n, min(n, d))."""
 
     x: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> Shape:
-        """Centre, scale, and, where there are more features than rows, rotate into as many as there are rows."""
+        """Center, scale, and, where there are more features than rows, rotate into as many as there are rows."""
         x = centered_unit(x)
         return cls(torch.linalg.qr(x.T, mode="r").R.T if x.shape[1] > len(x) else x)
 
@@ -38,14 +38,13 @@ def procrustes_score(a: Shape, b: Shape) -> float:
 def procrustes(x: Any, y: Any, *, angular: bool = False) -> float:
     r"""Orthogonal Procrustes: how well one shape covers the other after the best rotation or reflection.
 
-    With centred :math:`X, Y` of Frobenius norm 1 the similarity is the nuclear norm :math:`\|X^\top Y\|_*`, the largest
-    inner product of X with any rotation of Y; its arc cosine is the angular shape distance of Williams et al. (2021).
-    Representations of different width need no padding.
+    With centered :math:`X, Y` of Frobenius norm 1 the similarity is the nuclear norm :math:`\|X^\top Y\|_*`, the
+    largest inner product of X with any rotation of Y; its arc cosine is the angular shape distance of Williams et al.
+    (2021). Representations of different width need no padding.
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     angular : bool
         The distance, a metric in the mathematical sense, in place of the similarity.
 
@@ -55,11 +54,6 @@ def procrustes(x: Any, y: Any, *, angular: bool = False) -> float:
         Similarity in [0, 1], or distance in [0, π/2]. Symmetric; invariant to rotation, scaling and shifts. Led by
         directions of much variance, less so than linear CKA, which squares them. Far above 0 for unrelated
         representations unless n is many times d.
-
-    Raises
-    ------
-    ValueError
-        If the input is malformed (see `as_pair`).
     """
     x, y = as_pair(x, y)
     similarity = procrustes_score(Shape.of(x), Shape.of(y))
@@ -140,8 +134,7 @@ def rsa(x: Any, y: Any, *, dissimilarity: str = "correlation", compare: str = "s
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     dissimilarity : {"correlation", "euclidean"}
         One minus Pearson's correlation of two rows over the features, or their distance.
     compare : {"spearman", "pearson"}
@@ -158,8 +151,7 @@ def rsa(x: Any, y: Any, *, dissimilarity: str = "correlation", compare: str = "s
     Raises
     ------
     ValueError
-        If the input is malformed (see `as_pair`), a row has equal features (with correlation distances), or all
-        dissimilarities are the same.
+        If a row has equal features (with correlation distances), or all dissimilarities are the same.
     """
     x, y = as_pair(x, y, least_rows=3)
     options = {"dissimilarity": dissimilarity, "compare": compare}

@@ -101,8 +101,7 @@ def cca(x: Any, y: Any) -> float:
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
 
     Returns
     -------
@@ -114,8 +113,7 @@ def cca(x: Any, y: Any) -> float:
     Raises
     ------
     ValueError
-        If the input is malformed (see `as_pair`), or n is so small that some correlations are 1 by counting
-        dimensions alone (rank of x + rank of y > n − 1).
+        If n is so small that some correlations are 1 by counting dimensions alone (rank of x + rank of y > n − 1).
     """
     x, y = as_pair(x, y, least_rows=3)
     return cca_score(Subspace.of(x), Subspace.of(y))
@@ -125,17 +123,16 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
     """SVCCA: mean canonical correlation of the leading principal components of either representation.
 
     Raghu et al. (2017), with a fixed number of components, as in Li et al. (2025), and an exact decomposition of the
-    centred features. Where a representation has a lower rank, all its directions are taken.
+    centered features. Where a representation has a lower rank, all its directions are taken.
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     n_components : int
         Principal components of each.
     published : bool
         What the code of Huh et al. (2024) and published tables do: features are divided by their standard deviations,
-        and the decomposition is randomised (`torch.svd_lowrank`), anew for each representation; here its seed is made
+        and the decomposition is randomized (`torch.svd_lowrank`), anew for each representation; here its seed is made
         of the first row. Its components are not the leading ones exactly, and another seed gives another value, hence
         it is not the default.
 
@@ -150,7 +147,7 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
     Raises
     ------
     ValueError
-        If the input is malformed (see `as_pair`), or n is too small for so many components.
+        As for `cca`: n is too small for so many components.
     """
     x, y = as_pair(x, y, least_rows=3)
     make = Subspace.randomized if published else Subspace.of
@@ -165,8 +162,7 @@ def pwcca(x: Any, y: Any) -> float:
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched. Either may be the wider one.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched; either may be the wider one
 
     Returns
     -------

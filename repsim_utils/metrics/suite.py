@@ -20,6 +20,8 @@ from repsim_utils.metrics.subspace import Subspace
 class Metric:
     """A metric in two steps: what is made of each representation alone, and the comparison.
 
+    Called with two representations, and options if wanted, it gives their score.
+
     Attributes
     ----------
     prepare : callable
@@ -40,18 +42,37 @@ class Metric:
     options: Mapping[str, Any] = field(default_factory=dict)
     largest: float | str = 1.0
 
+    def __call__(self, x: Any, y: Any, *, preprocess: str | None = None, **options: Any) -> float:
+        """The score of two representations; by default the features are left as they are."""
+        pair = as_pair(x, y, least_rows=self.least_rows, preprocess=preprocess)
+        return Prepared.of(pair, [self], self.filled(options)).scores()[0]
+
     def filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options, those given in place of the defaults; of an unknown one, a ValueError."""
-        unknown = sorted(set(given) - set(self.options))
-        if unknown:
+        if unknown := sorted(set(given) - set(self.options)):
             raise ValueError(
                 f"unknown option {', '.join(unknown)}; this metric takes {', '.join(self.options) or 'none'}"
             )
         return {**self.options, **given}
 
 
-def lcs_knn_published_score(a: Neighbors, b: Neighbors) -> float:
-    return neighbors.lcs_knn_score(a, b) * a.index.shape[1]
+@dataclass(frozen=True)
+class Prepared:
+    """Two representations (a pair of tensors), their states, and the metrics that compare these states."""
+
+    pair: tuple[Tensor, Tensor]
+    metrics: Sequence[Metric]
+    options: Mapping[str, Any]
+    states: Sequence[Any]
+
+    @classmethod
+    def of(cls, pair: tuple[Tensor, Tensor], metrics: Sequence[Metric], options: Mapping[str, Any]) -> Prepared:
+        """Prepare both, for metrics that prepare alike."""
+        return cls(pair, metrics, options, [metrics[0].prepare(values, **options) for values in pair])
+
+    def scores(self) -> list[float]:
+        """The score of each metric."""
+        return [metric.score(*self.states) for metric in self.metrics]
 
 
 _K, _TEN = {"k": 10}, {"n_components": 10}
@@ -65,7 +86,7 @@ METRICS: dict[str, Metric] = {
     "mutual_knn": Metric(Neighbors.of, neighbors.mutual_knn_score, 2, _K),
     "cycle_knn": Metric(Neighbors.of, neighbors.cycle_knn_score, 2, _K),
     "lcs_knn": Metric(Neighbors.of, neighbors.lcs_knn_score, 2, _K),
-    "lcs_knn_published": Metric(Neighbors.of, lcs_knn_published_score, 2, _K, largest="k"),
+    "lcs_knn_published": Metric(Neighbors.of, neighbors.lcs_knn_published_score, 2, _K, largest="k"),
     "edit_distance_knn": Metric(Neighbors.of, neighbors.edit_distance_knn_score, 2, _K),
     "cca": Metric(Subspace.of, subspace.cca_score, 3),
     "svcca": Metric(Subspace.of, subspace.cca_score, 3, _TEN),
@@ -88,17 +109,16 @@ def find(name: str) -> Metric:
 def similarity(
     x: Any, y: Any, names: Sequence[str] = PAPER, *, k: int = 10, preprocess: str | None = "platonic"
 ) -> dict[str, float]:
-    """Several metrics of one pair of representations; kernels and lists of neighbours are made once.
+    """Several metrics of one pair of representations; kernels and lists of neighbors are made once.
 
     Parameters
     ----------
-    x, y : (n, d1) and (n, d2) array or Tensor
-        Representations of the same n samples, rows matched.
+    x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     names : sequence of str
         Metrics, from `METRICS`. By default the paper's eight; `PUBLISHED` names, for three of them, the variant that
         published tables were made with.
     k : int
-        Neighbours, for the metrics that look at neighbours.
+        Neighbors, for the metrics that look at neighbors.
     preprocess : {"platonic", None}
         The paper's protocol (see `platonic`), or the features as they are.
 
@@ -106,35 +126,23 @@ def similarity(
     -------
     dict
         Value of each metric by name, in the order of `names`.
-
-    Raises
-    ------
-    ValueError
-        If a metric or protocol is unknown, or the input is malformed.
     """
     wanted = {name: find(name) for name in ([names] if isinstance(names, str) else names)}
     least_rows = max((metric.least_rows for metric in wanted.values()), default=2)
-    x, y = as_pair(x, y, least_rows=least_rows, preprocess=preprocess)
+    pair = as_pair(x, y, least_rows=least_rows, preprocess=preprocess)
     values: dict[str, float] = {}
-    for shared in sharing(wanted):
-        metric = wanted[shared[0]]
-        options = {**metric.options, **({"k": k} if "k" in metric.options else {})}
-        first, second = metric.prepare(x, **options), metric.prepare(y, **options)
-        values |= {name: wanted[name].score(first, second) for name in shared}
-        del first, second  # before the next ones are made
+    for shared, metrics, options in sharing(wanted, k):  # the states of some are gone before others are made
+        values |= zip(shared, Prepared.of(pair, metrics, options).scores(), strict=True)
     return {name: values[name] for name in wanted}
 
 
-def sharing(wanted: Mapping[str, Metric]) -> list[list[str]]:
-    """Names of metrics that are prepared alike, together."""
+def sharing(wanted: Mapping[str, Metric], k: int) -> list[tuple[list[str], list[Metric], dict[str, Any]]]:
+    """Metrics that are prepared alike, together: their names, themselves, and their options."""
     together: dict[Any, list[str]] = {}
     for name, metric in wanted.items():
         together.setdefault((metric.prepare, *metric.options.items()), []).append(name)
-    return list(together.values())
-
-
-def prepared(name: str, x: Tensor, y: Tensor, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """States of both representations for one metric."""
-    metric = find(name)
-    filled = metric.filled(options)
-    return metric.prepare(x, **filled), metric.prepare(y, **filled)
+    found = []
+    for names in together.values():
+        metrics = [wanted[name] for name in names]
+        found.append((names, metrics, metrics[0].filled({"k": k} if "k" in metrics[0].options else {})))
+    return found
