@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,32 @@ def _when(fresh: bool) -> str:
     return "written down after the recorded seeds had been looked at; no fresh seeds confirm the answer."
 
 
-def interval(row: Any, digits: int = 3) -> str:
-    """A slope, an estimate or a mean with its interval, signed where it is a difference."""
-    change = getattr(row, "slope", getattr(row, "estimate", None))
-    sign, value = ("", row["mean"]) if change is None else ("+", change)
-    return f"{value:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
+def interval(row: Any, digits: int = 3, *, signed: bool | None = None, percent: bool = False) -> str:
+    """A slope, an estimate, a mean or an R² with its interval, as ``value [low, high]``.
+
+    Parameters
+    ----------
+    row : Series, named tuple, dict or Trend
+        Has low, high and one of slope, estimate, mean and r_squared, the first of which counts.
+    digits : int
+        Decimals.
+    signed : bool, optional
+        Whether numbers that are not negative have a plus; by default, slopes and estimates do.
+    percent : bool
+        Each number in percent, as of a share.
+    """
+    known = dict(row) if isinstance(row, (dict, pd.Series)) else row._asdict() if isinstance(row, tuple) else vars(row)
+    name = next(name for name in ("slope", "estimate", "mean", "r_squared") if name in known)
+    sign = "+" if (name in ("slope", "estimate") if signed is None else signed) else ""
+    value, low, high = (f"{known[end]:{sign}.{digits}{'%' if percent else 'f'}}" for end in (name, "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def starred(row: Any, digits: int = 3) -> str:
     """`interval` of a row of a family of tests, with a star where it is a discovery (`repsim_utils.analysis`)."""
     return interval(row, digits) + (" *" if row.sign else "")
+
+
+def series(table: pd.DataFrame, names: Mapping[str, str]) -> pd.Series:
+    """Names of architectures, as figures show them: those that are given, others with spaces for underscores."""
+    return table["architecture"].map(lambda name: names.get(name, name.replace("_", " ")))
