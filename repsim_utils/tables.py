@@ -162,7 +162,7 @@ def interval(row: Any, digits: int = 3, *, signed: bool | None = None, percent: 
     percent : bool
         Each number in percent, as of a share.
     """
-    known = dict(row) if isinstance(row, (dict, pd.Series)) else row._asdict() if isinstance(row, tuple) else vars(row)
+    known = dict(row) if isinstance(row, (dict, pd.Series)) else row._asdict() if hasattr(row, "_asdict") else vars(row)
     name = next(name for name in ("slope", "estimate", "mean", "r_squared") if name in known)
     sign = "+" if (name in ("slope", "estimate") if signed is None else signed) else ""
     value, low, high = (f"{known[end]:{sign}.{digits}{'%' if percent else 'f'}}" for end in (name, "low", "high"))
