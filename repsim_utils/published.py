@@ -38,17 +38,12 @@ def published(experiment: str) -> pd.DataFrame:
     Parameters
     ----------
     experiment : str
-        Name of the experiment in this book, or in the published table.
+        Its name in this book or in the published table; a ValueError if nothing was published under it.
 
     Returns
     -------
     DataFrame
         Columns experiment, model, training, dataset, probe, metric, overlap, mean, sd, n.
-
-    Raises
-    ------
-    ValueError
-        If nothing was published under this name.
     """
     return _rows("published_results", experiment)
 
@@ -67,11 +62,6 @@ def published_slopes(experiment: str) -> pd.DataFrame:
         Columns experiment, model, training, dataset, probe, metric, slope, low, high (95% t interval over seeds),
         n_seeds, n_pairs, n_levels, r_squared, mutual_information. For ``csd_task_only`` overlap runs from 0 (level 1)
         to 1 (level 3).
-
-    Raises
-    ------
-    ValueError
-        If nothing was published under this name.
     """
     return _rows("published_slopes", experiment)
 
@@ -92,10 +82,7 @@ def _rows(name: str, experiment: str) -> pd.DataFrame:
 def recorded(experiment: str) -> pd.DataFrame:
     """Our own results as recorded by ``repsim run EXPERIMENT --profile laptop --record``, one row a measurement.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the experiment has not been recorded.
+    A FileNotFoundError says that there are none.
     """
     path = recorded_path(experiment)
     if not path.is_file():
@@ -109,13 +96,7 @@ def recorded_path(experiment: str) -> Path:
 
 
 def check_recordable(experiment: str) -> Path:
-    """Where `record` would write.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the package is installed without its repository, so that there is nothing to record into.
-    """
+    """Where `record` would write; a FileNotFoundError if the package is installed without its repository."""
     path = recorded_path(experiment)
     if not path.parents[2].joinpath("pyproject.toml").is_file():
         raise FileNotFoundError(f"results are recorded in a checkout of the book, and {path.parents[2]} is none")
@@ -190,13 +171,7 @@ def record_gallery(images: Tensor, experiment: str) -> Path:
 
 
 def recorded_gallery(experiment: str) -> Tensor:
-    """Pictures that were recorded with an experiment's results: uint8 (rows, columns, 3, h, h).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are none.
-    """
+    """Pictures recorded with an experiment's results, uint8 (rows, columns, 3, h, h); or a FileNotFoundError."""
     with Image.open(recorded_path(experiment).with_suffix(".png")) as picture:
         size = int(picture.info["size"])
         whole = torch.from_numpy(np.array(picture))

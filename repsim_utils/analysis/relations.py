@@ -66,18 +66,14 @@ def correlation(
     Parameters
     ----------
     table : DataFrame
-        One row a pair and one column a measurement (see the example of the package); rows with a missing value are left
-        out.
-    x, y, unit : str
-        Columns.
-    given : sequence of str
-        Columns that are held fixed.
-    level : float
+        One row a pair and one column a measurement (see the example of the package).
+    x, y, given, unit, level
+        See the package; `given` are held fixed.
 
     Returns
     -------
     dict
-        estimate, low, high, p_t and n (units).
+        estimate, low, high, p_t and n.
     """
     given = names(given)
     sums, _ = _blocked(table, [*given, x, y], unit)
@@ -116,14 +112,10 @@ def mediation(
     Parameters
     ----------
     table : DataFrame
-        One row a pair; rows with a missing value are left out.
-    mediator, x, y, unit : str
-        Columns.
-    given : sequence of str
-        Columns that are held fixed throughout.
-    level : float
-        Of the intervals, which are a jackknife over units with Student's t. That of the total effect is the interval of
-        `trend` where all units have the same x.
+        One row a pair.
+    mediator, x, y, given, unit, level
+        See the package; `given` are held fixed throughout. The intervals are a jackknife over units with Student's t.
+        That of the total effect is the interval of `trend` where all units have the same x.
 
     Returns
     -------
@@ -134,7 +126,7 @@ def mediation(
     Raises
     ------
     ValueError
-        If a column is missing, does not vary within units, or follows from the others there: then nothing can be split.
+        If a column does not vary within units, or follows from the others there: then nothing can be split.
     """
     sums, (of_x, *_, of_mediator, of_y) = _blocked(table, [x, *names(given), mediator, y], unit)
 
@@ -167,14 +159,12 @@ def prediction(
     Parameters
     ----------
     table : DataFrame
-        One row a pair; rows with a missing value in any column of use are left out, so that all sets see the same rows.
+        One row a pair; left out are those that lack a value in any column of use, so that all sets see the same rows.
     predictors : mapping
-        Columns of each set, by its name.
-    y, unit : str
-        Columns.
-    level : float
-        Of the intervals: a jackknife over units whose predictions stay as they are. As lines are not fitted again, it
-        is approximate.
+        Columns of each set, one or more, by its name.
+    y, unit, level
+        See the package. At least two units have all values. The intervals are a jackknife over units whose predictions
+        stay as they are. As lines are not fitted again, it is approximate.
     beside : str, optional
         One of the sets; its `r_squared` is then taken off that of all others, unit by unit.
 
@@ -183,11 +173,6 @@ def prediction(
     DataFrame
         Columns predictors, r_squared, low and high. `r_squared` is 1 - (squared errors) / (squared distances from the
         unit's own mean): below 0 where the set predicts worse than that mean. With `beside`, it is a gain.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a set is empty, or fewer than two units have all values.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -212,16 +197,14 @@ def prediction(
         """Their squares, summed within each unit."""
         return np.bincount(which, np.square(errors)).astype(float)
 
-    left = {}
+    base, left = squares(values), {}
     for name, some in sets.items():
-        line, given = LinearRegression(fit_intercept=False), rows[some]
-        predicted = cross_val_predict(line, given, values, groups=units, cv=LeaveOneGroupOut())
-        left[name] = squares(values - predicted)
-    base = squares(values)
-    compared = {name: sums for name, sums in left.items() if name != beside}
+        line, folds = LinearRegression(fit_intercept=False), LeaveOneGroupOut()
+        left[name] = squares(values - cross_val_predict(line, rows[some], values, groups=units, cv=folds))
+    than = base if beside is None else left.pop(beside)
     found = []
-    for name, sums in compared.items():
-        parts = np.column_stack([(base if beside is None else left[beside]) - sums, base])
+    for name, sums in left.items():
+        parts = np.column_stack([than - sums, base])
         estimate, low, high, _ = _jackknife(lambda s: s[..., 0] / s[..., 1], parts, level)
         found.append((name, float(estimate), float(low), float(high)))
     return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])

@@ -37,18 +37,14 @@ def mean_interval(
     Parameters
     ----------
     table : DataFrame
-        One row a measurement; rows with a missing value are left out.
-    by : sequence of str
-        Columns that tell the groups apart.
-    y, unit : str
-        Columns of the measurement and of the independent unit.
-    level : float
-        Coverage of the interval, between 0 and 1.
+        One row a measurement.
+    by, y, unit, level
+        See the package.
 
     Returns
     -------
     DataFrame
-        Columns `by`, mean, low, high and n (units). With one unit there is no interval: low and high are missing.
+        Columns `by`, mean, low, high and n.
     """
     check_level(level)
     by = names(by)
@@ -89,17 +85,12 @@ def sign_flip(values: Sequence[float] | Array) -> float:
     Parameters
     ----------
     values : array-like
-        One number a unit.
+        One finite number a unit.
 
     Returns
     -------
     float
         Missing (NaN) with fewer than two units.
-
-    Raises
-    ------
-    ValueError
-        If `values` is not one finite number a unit.
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -181,8 +172,7 @@ def slopes(
 ) -> pd.DataFrame:
     """Least-squares slope of y on x of every unit by itself: columns `by`, `unit` and slope.
 
-    Units in which x takes a single value have no slope and are left out, and so are rows in which one of the columns is
-    missing.
+    Units in which x takes a single value have no slope and are left out.
     """
     groups = [*names(by), unit]
     check_columns(table, *groups, x, y)
@@ -219,22 +209,13 @@ def trend(
     Parameters
     ----------
     table : DataFrame
-        One row a measurement, of one metric, probe and network: others are to be filtered out first. Rows with a
-        missing x or y are left out.
-    x, y, unit : str
-        Columns.
-    level : float
-        Coverage of the interval, between 0 and 1.
-
-    Returns
-    -------
-    Trend
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, no unit has two values of x, or `level` is not between 0 and 1.
+        One row a measurement, of one metric, probe and network: others are to be filtered out first. At least one unit
+        has two values of x.
+    x, y, unit, level
+        See the package.
     """
+    from sklearn.feature_selection import mutual_info_regression
+
     check_level(level)
     check_columns(table, x, y, unit)
     units = slopes(table, x=x, y=y, unit=unit)
@@ -244,38 +225,25 @@ def trend(
     rows, own = rows[rows[unit].isin(units[unit])], units["slope"].to_numpy(float)
     a, b, slope = rows[x].to_numpy(float), rows[y].to_numpy(float), float(own.mean())
     r_squared = float(np.corrcoef(a, b)[0, 1] ** 2) if np.ptp(b) > 0 else float("nan")
+    mutual_information = float("nan")
+    if len(a) >= 5:  # it looks at three neighbors
+        mutual_information = float(mutual_info_regression(a[:, None], b, random_state=42)[0])
     return Trend(
         slope=slope,
         **_over_units(own, level),
         intercept=float(b.mean() - slope * a.mean()),
         r_squared=r_squared,
-        mutual_information=_mutual_information(a, b),
+        mutual_information=mutual_information,
         n_units=len(own),
         n=len(rows),
     )
-
-
-def _mutual_information(x: Array, y: Array) -> float:
-    from sklearn.feature_selection import mutual_info_regression
-
-    if len(x) < 5:  # it looks at three neighbours
-        return float("nan")
-    return float(mutual_info_regression(x[:, None], y, random_state=42)[0])
 
 
 def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.DataFrame:
     """`trend` of every group, as one family of tests: columns `by`, those of `Trend`, and q and sign of `discoveries`.
 
     Groups in which no unit has two values of x are left out, and so are rows in which a column of `by` is missing (the
-    last layer, in the recorded tables): fill those first.
-
-    Parameters
-    ----------
-    table : DataFrame
-    by : sequence of str
-        Columns that tell the groups apart.
-    **options
-        Of `trend`.
+    last layer, in the recorded tables): fill those first. `options` are those of `trend`.
     """
     x, y, unit = (options.get(name, other) for name, other in (("x", "overlap"), ("y", "value"), ("unit", "seed")))
     by = names(by)
@@ -334,21 +302,14 @@ def paired(
     table : DataFrame
         One row a measurement; rows of one unit and condition are averaged first.
     column : str
-        Tells the conditions apart; `more` and `less` are two of its values.
-    by : sequence of str
-        Columns that tell the groups apart; without any, the result has one row.
-    y, unit : str
-    level : float
+        Tells the conditions apart; `more` and `less` are two of its values, and some unit has both.
+    by, y, unit, level
+        See the package; without any `by`, the result has one row.
 
     Returns
     -------
     DataFrame
         Columns `by`, estimate, low, high, p, p_t, excluded (see `Trend`), n (units that have both), and q and sign.
-
-    Raises
-    ------
-    ValueError
-        If a column or one of the two conditions is missing, or no unit has both.
     """
     check_level(level)
     by = names(by)

@@ -49,7 +49,7 @@ def interval(
     preprocess: str | None = None,
     **options: Any,
 ) -> Interval:
-    """A score with an interval over rows.
+    """A score with an interval over rows, of which there must be enough to leave some out.
 
     Rows are left out, never drawn with replacement: two copies of a row are each other's nearest neighbors and twins
     in every kernel, which moves these metrics far from their value.
@@ -80,11 +80,6 @@ def interval(
         The score plus and minus a quantile of Student's t (jackknife) or the normal distribution times the standard
         error; it is not clipped to the range of the metric.
 
-    Raises
-    ------
-    ValueError
-        If there are too few rows to leave any out.
-
     References
     ----------
     Efron and Stein (1981) for the jackknife; Politis, Romano and Wolf (1999) for subsampling.
@@ -98,7 +93,7 @@ def interval(
     return intervals_of(Prepared.of(pair, [metric], metric.filled(options)), method, level, seed, groups)[0]
 
 
-def rows_needed(metric: Metric, method: str) -> int:
+def rows_needed(metric: Metric, method: str = "jackknife") -> int:
     """Rows below which there is nothing to leave out."""
     return 2 * metric.least_rows if method == "subsample" else max(metric.least_rows + 1, 5)
 

@@ -72,13 +72,7 @@ class Neighbors:
         return _masked_hsic(self, self)
 
     def without(self, gone: Tensor, k: int) -> Neighbors:
-        """Lists of k after some rows were taken out (bool (n,)); `mean` stays that of all rows.
-
-        Raises
-        ------
-        ValueError
-            If a row keeps fewer than k of its listed neighbors.
-        """
+        """Lists of k after some rows are taken out (bool (n,)), if all keep k; `mean` stays that of all rows."""
         lost = gone[self.index]
         if int((~lost).sum(1)[~gone].min()) < k:
             raise ValueError(f"the lists are too short to keep {k} neighbors")

@@ -13,17 +13,12 @@ def symmetric_kl(first: Tensor, second: Tensor) -> float:
     Parameters
     ----------
     first, second : Tensor
-        Logits or logarithms of probabilities (…, classes), of the same inputs.
+        Logits or logarithms of probabilities (…, classes), of the same inputs; a ValueError if shapes differ.
 
     Returns
     -------
     float
         0 for the same predictions; without an upper bound.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ.
     """
     if first.shape != second.shape or first.dim() < 1:
         raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")

@@ -44,14 +44,9 @@ def report(
     list of dict
         For each metric ``metric, value``; with intervals ``low, high``; calibrated ``null_mean, null_quantile,
         p_value, calibrated, above_chance``.
-
-    Raises
-    ------
-    ValueError
-        As `similarity`, `interval` and `calibrate`.
     """
     wanted = {name: find(name) for name in names}
-    least_rows = max((rows_needed(metric, "jackknife") for metric in wanted.values()), default=2)
+    least_rows = max((rows_needed(metric) for metric in wanted.values()), default=2)
     pair = as_pair(x, y, least_rows=least_rows, preprocess=preprocess)
     rows: dict[str, dict[str, Any]] = {}
     alpha = round(1 - level, 12)

@@ -37,18 +37,12 @@ class StreamingCKA:
         self._scale: list[Tensor] = []
 
     def update(self, x: Any, y: Any) -> None:
-        """Add a batch.
+        """Add a batch. Of one that is refused by a ValueError, nothing is added.
 
         Parameters
         ----------
         x, y : (b, d1) and (b, d2) array or Tensor
-            Matched rows, one or more; d1 and d2 are those of the first batch.
-
-        Raises
-        ------
-        ValueError
-            If a batch is not a finite matrix, or does not match in rows, or in columns with the first one. Nothing of
-            it is added.
+            Finite, with matched rows; d1 and d2 are those of the first batch.
         """
         pair = [as_matrix("x", x), as_matrix("y", y)]
         if len(pair[0]) != len(pair[1]):
@@ -83,13 +77,7 @@ class StreamingCKA:
         return torch.cat([torch.ones_like(x[:, :1]), x.square().sum(1, keepdim=True), x], dim=1)
 
     def compute(self, *, unbiased: bool = False) -> float:
-        """CKA of all rows so far; see `repsim_utils.metrics.cka`.
-
-        Raises
-        ------
-        ValueError
-            If there are too few rows (2, or 4 if unbiased), or a representation does not vary over them.
-        """
+        """CKA of all rows so far (2 or more, 4 if unbiased); see `repsim_utils.metrics.cka`, also for errors."""
         least = 4 if unbiased else 2
         if self.n < least:
             raise ValueError(f"linear CKA needs at least {least} rows, got {self.n}")

@@ -129,7 +129,7 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
     ----------
     x, y : (n, d1) and (n, d2) array or Tensor, rows matched
     n_components : int
-        Principal components of each.
+        Principal components of each, few enough for n (see the error of `cca`).
     published : bool
         What the code of Huh et al. (2024) and published tables do: features are divided by their standard deviations,
         and the decomposition is randomized (`torch.svd_lowrank`), anew for each representation; here its seed is made
@@ -143,11 +143,6 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
         any change of the first row brings another random draw). Blind to all but the leading components, and within
         them to their size. Ill-defined where the last component kept has nearly the variance of the first one left
         out.
-
-    Raises
-    ------
-    ValueError
-        As for `cca`: n is too small for so many components.
     """
     x, y = as_pair(x, y, least_rows=3)
     make = Subspace.randomized if published else Subspace.of
@@ -168,12 +163,7 @@ def pwcca(x: Any, y: Any) -> float:
     -------
     float
         In [0, 1]. Not symmetric: weights are those of x. Invariant to shifts and scaling, and to invertible linear maps
-        of y but not of x. Above 0 for unrelated representations, as `cca` is.
-
-    Raises
-    ------
-    ValueError
-        As for `cca`.
+        of y but not of x. Above 0 for unrelated representations, and undefined for few rows, as `cca` is.
     """
     x, y = as_pair(x, y, least_rows=3)
     return pwcca_score(Subspace.of(x), Subspace.of(y))

@@ -16,17 +16,12 @@ def update_cosine(first: Update, second: Update) -> float:
     Parameters
     ----------
     first, second : tuple of Tensor
-        B (out, r) and A (r, in); r need not be the same for both.
+        B (out, r) and A (r, in); r need not be the same for both. A ValueError if out or in are not.
 
     Returns
     -------
     float
         From -1 to 1; near 0 for independent changes. Not a number if one changes nothing.
-
-    Raises
-    ------
-    ValueError
-        If the two are not of matrices of one shape.
     """
     _check(first, second)
     norms = _inner(first, first) * _inner(second, second)
@@ -47,19 +42,14 @@ def update_subspaces(first: Update, second: Update, *, k: int = 4) -> tuple[floa
     Parameters
     ----------
     first, second : tuple of Tensor
-        B (out, r) and A (r, in).
+        As for `update_cosine`.
     k : int
-        At most the smallest of all sides.
+        At most the smallest of all sides; else a ValueError.
 
     Returns
     -------
     written, read : float
         From 0 to 1. Random subspaces have k / out and k / in on average.
-
-    Raises
-    ------
-    ValueError
-        If the two are not of matrices of one shape, or have fewer than k directions.
     """
     _check(first, second)
     fewest = min(min(left.shape[0], *right.shape) for left, right in (first, second))
