@@ -64,8 +64,6 @@ def calibrate(
     Parameters
     ----------
     x, y : (n, d1) and (n, d2) array or Tensor, rows matched
-    name : str
-        Metric, from `METRICS`.
     n_permutations : int
         How often to shuffle.
     seed : int
@@ -75,10 +73,8 @@ def calibrate(
     groups : (n,) sequence, optional
         Label of each row's cluster, where rows are not independent (several images of one object, windows of one file).
         Clusters are then exchanged whole, with clusters of the same size, their rows in order.
-    preprocess : {"platonic", None}
-        As in `similarity`; by default the features are left as they are, as by the metrics themselves.
-    **options
-        Of the metric, such as ``k``.
+    name, preprocess, **options
+        See the package; by default the features are left as they are, as by the metrics themselves.
 
     Raises
     ------

@@ -58,8 +58,6 @@ def interval(
     ----------
     x, y : (n, d1) and (n, d2) array or Tensor, rows matched
         Rows are independent samples, unless there are `groups`.
-    name : str
-        Metric, from `METRICS`.
     method : {"jackknife", "subsample"}
         Leave out each row in turn (linear CKA, in closed form) or each of 50 random groups of rows (other metrics); or
         take 100 random halves, whose spread about their mean is that of the whole sample about its truth.
@@ -69,10 +67,8 @@ def interval(
         Of the groups or halves.
     groups : (n,) sequence, optional
         Label of each row's cluster, where rows are not independent. Clusters are then left out whole.
-    preprocess : {"platonic", None}
-        As in `calibrate`. Features are prepared once, from all rows.
-    **options
-        Of the metric, such as ``k``.
+    name, preprocess, **options
+        See the package. Features are prepared once, from all rows.
 
     Returns
     -------

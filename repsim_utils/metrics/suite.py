@@ -120,7 +120,7 @@ def similarity(
     k : int
         Neighbors, for the metrics that look at neighbors.
     preprocess : {"platonic", None}
-        The paper's protocol (see `platonic`), or the features as they are.
+        See the package.
 
     Returns
     -------
