@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 
 from repsim_utils import metrics  # noqa: E402
 from repsim_utils.metrics.inputs import as_pair  # noqa: E402
-from repsim_utils.metrics.suite import prepared  # noqa: E402
 from tests.metrics import literal  # noqa: E402
 
 D = 512
@@ -64,8 +63,9 @@ def permutations(x, y):
     seconds = {}
     for name in NEIGHBORS:
         start = time.perf_counter()
-        first, second = prepared(name, *as_pair(x, y), {})
-        score = metrics.METRICS[name].score
+        metric = metrics.METRICS[name]
+        first, second = (metric.prepare(values, **metric.options) for values in as_pair(x, y))
+        score = metric.score
         score(first, second)
         evaluation = time.perf_counter() - start
         start = time.perf_counter()

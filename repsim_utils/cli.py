@@ -283,7 +283,7 @@ def compare(
     first: Annotated[str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array.")],
     second: Annotated[str, typer.Argument(help="The same samples in the same order, of another model.")],
     metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbours, for the metrics that look at neighbours.")] = 10,
+    k: Annotated[int, typer.Option("--k", help="Neighbors, for the metrics that look at neighbors.")] = 10,
     raw: Annotated[bool, typer.Option("--raw", help="Features as they are: not clamped, rows not normalised.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Chance levels and p-values, by permutation.")] = False,
     permutations: Annotated[int, typer.Option("--permutations", help="How many.")] = 200,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds were run after 
 interest had been written down, "chosen" ones before; "pooled" are both. "Larger" goes by the 95% interval, "smaller" by
 two one-sided tests at 5%. repsim claims --csv has every number."""
 SEEDS = {"fresh": ("fresh",), "chosen": ("chosen",), "pooled": ("fresh", "chosen")}
+SEEDS_IN_WORDS = {
+    "fresh": "Fresh seeds alone",
+    "chosen": "Recorded",
+    "pooled": "With those on which the recipe was chosen",
+}
 
 
 def primary_rows(experiment: str) -> pd.DataFrame:
@@ -120,40 +126,50 @@ def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to
     declared: Any = profiles.load("laptop", experiment)
     digits = 4 if declared.primary.smallest < 0.01 else 3
     found = primary_trends(experiment)
+    written = "after the recorded seeds had been looked at; no fresh seeds confirm the answer."
+    if "fresh" in found:
+        written = "before the fresh seeds were run."
+        del found["chosen"]
     lines = [
         f"**Primary contrast.** How much does {what} change {when}? This question, and the smallest change that we "
-        f"would care about ({declared.primary.smallest:g}), were {_when('fresh' in found)} Everything else on this "
-        "page is secondary.\n"
+        f"would care about ({declared.primary.smallest:g}), were written down {written} Everything else on this page "
+        "is secondary.\n"
     ]
-    if "fresh" in found:
-        del found["chosen"]
     for seeds, line in found.items():
-        name = {
-            "fresh": "Fresh seeds alone",
-            "pooled": "With those on which the recipe was chosen",
-            "chosen": "Recorded",
-        }
         p = f"p = {line.p:.2g}" if line.p >= 1e-4 else "p < 0.0001"
         lines.append(
-            f"- {name[seeds]} ({line.n_units} seeds): {interval(line, digits)}, {p}; "
+            f"- {SEEDS_IN_WORDS[seeds]} ({line.n_units} seeds): {interval(line, digits)}, {p}; "
             f"{verdict(line, declared.primary.smallest)}."
         )
     return "\n".join(lines)
 
 
-def _when(fresh: bool) -> str:
-    if fresh:
-        return "written down before the fresh seeds were run."
-    return "written down after the recorded seeds had been looked at; no fresh seeds confirm the answer."
+def interval(row: Any, digits: int = 3, *, signed: bool | None = None, percent: bool = False) -> str:
+    """A slope, an estimate, a mean or an R² with its interval, as ``value [low, high]``.
 
-
-def interval(row: Any, digits: int = 3) -> str:
-    """A slope, an estimate or a mean with its interval, signed where it is a difference."""
-    change = getattr(row, "slope", getattr(row, "estimate", None))
-    sign, value = ("", row["mean"]) if change is None else ("+", change)
-    return f"{value:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
+    Parameters
+    ----------
+    row : Series, named tuple, dict or Trend
+        Has low, high and one of slope, estimate, mean and r_squared, the first of which counts.
+    digits : int
+        Decimals.
+    signed : bool, optional
+        Whether numbers that are not negative have a plus; by default, slopes and estimates do.
+    percent : bool
+        Each number in percent, as of a share.
+    """
+    known = dict(row) if isinstance(row, (dict, pd.Series)) else row._asdict() if hasattr(row, "_asdict") else vars(row)
+    name = next(name for name in ("slope", "estimate", "mean", "r_squared") if name in known)
+    sign = "+" if (name in ("slope", "estimate") if signed is None else signed) else ""
+    value, low, high = (f"{known[end]:{sign}.{digits}{'%' if percent else 'f'}}" for end in (name, "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def starred(row: Any, digits: int = 3) -> str:
     """`interval` of a row of a family of tests, with a star where it is a discovery (`repsim_utils.analysis`)."""
     return interval(row, digits) + (" *" if row.sign else "")
+
+
+def series(table: pd.DataFrame, names: Mapping[str, str]) -> pd.Series:
+    """Names of architectures, as figures show them: those that are given, others with spaces for underscores."""
+    return table["architecture"].map(lambda name: names.get(name, name.replace("_", " ")))

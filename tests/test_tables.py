@@ -87,6 +87,18 @@ def test_an_interval_in_words():
     assert tables.interval(line(0.1, 0.1, 0.1), 2) == "+0.10 [+0.10, +0.10]"
     assert tables.interval(pd.Series({"mean": 0.5, "low": 0.4, "high": 0.6}), 1) == "0.5 [0.4, 0.6]"
     assert tables.interval(pd.Series({"estimate": -0.5, "low": -0.6, "high": -0.4}), 1) == "-0.5 [-0.6, -0.4]"
+    gain = {"predictors": "cka", "r_squared": 0.5, "low": -0.1, "high": 0.62}
+    for row in (gain, pd.Series(gain), next(pd.DataFrame([gain]).itertuples())):
+        assert tables.interval(row, 1) == "0.5 [-0.1, 0.6]"
+        assert tables.interval(row, 2, signed=True) == "+0.50 [-0.10, +0.62]"
+        assert tables.interval(row, 0, percent=True) == "50% [-10%, 62%]"
+    both = {"mean": 0.1, "slope": 0.2, "low": 0.1, "high": 0.3}
+    assert tables.interval(both, 1, signed=False) == "0.2 [0.1, 0.3]"
+
+
+def test_names_of_series():
+    named = tables.series(pd.DataFrame({"architecture": ["small_vit", "my_net"]}), {"small_vit": "small ViT"})
+    assert list(named) == ["small ViT", "my net"]
 
 
 def test_a_star_marks_discoveries():

@@ -12,6 +12,11 @@ give each measurement a column::
     trend(table[table.metric == "cka"])
     wide = table.pivot(index=["seed", "overlap"], columns="metric", values="value").reset_index()
     correlation(wide, "cka", "mutual_knn", given=["overlap"])
+
+What all functions have in common: `table` is a DataFrame, of which rows with a missing value are left out; `x`, `y`,
+`unit`, `given` and `by` (which tell groups apart) name columns of it; `level` is the coverage of intervals, between 0
+and 1. A ValueError says which column is missing, or what else is wrong. Results have columns `by`, low and high (the
+interval) and n, the number of units; with one unit there is no interval, and its ends are missing (NaN).
 """
 
 from repsim_utils.analysis.relations import correlation, mediation, prediction

@@ -212,16 +212,14 @@ def prediction(
         """Their squares, summed within each unit."""
         return np.bincount(which, np.square(errors)).astype(float)
 
-    left = {}
+    base, left = squares(values), {}
     for name, some in sets.items():
-        line, given = LinearRegression(fit_intercept=False), rows[some]
-        predicted = cross_val_predict(line, given, values, groups=units, cv=LeaveOneGroupOut())
-        left[name] = squares(values - predicted)
-    base = squares(values)
-    compared = {name: sums for name, sums in left.items() if name != beside}
+        line, folds = LinearRegression(fit_intercept=False), LeaveOneGroupOut()
+        left[name] = squares(values - cross_val_predict(line, rows[some], values, groups=units, cv=folds))
+    than = base if beside is None else left.pop(beside)
     found = []
-    for name, sums in compared.items():
-        parts = np.column_stack([(base if beside is None else left[beside]) - sums, base])
+    for name, sums in left.items():
+        parts = np.column_stack([than - sums, base])
         estimate, low, high, _ = _jackknife(lambda s: s[..., 0] / s[..., 1], parts, level)
         found.append((name, float(estimate), float(low), float(high)))
     return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])

@@ -181,8 +181,7 @@ def slopes(
 ) -> pd.DataFrame:
     """Least-squares slope of y on x of every unit by itself: columns `by`, `unit` and slope.
 
-    Units in which x takes a single value have no slope and are left out, and so are rows in which one of the columns is
-    missing.
+    Units in which x takes a single value have no slope and are left out.
     """
     groups = [*names(by), unit]
     check_columns(table, *groups, x, y)
@@ -235,6 +234,8 @@ def trend(
     ValueError
         If a column is missing, no unit has two values of x, or `level` is not between 0 and 1.
     """
+    from sklearn.feature_selection import mutual_info_regression
+
     check_level(level)
     check_columns(table, x, y, unit)
     units = slopes(table, x=x, y=y, unit=unit)
@@ -244,23 +245,18 @@ def trend(
     rows, own = rows[rows[unit].isin(units[unit])], units["slope"].to_numpy(float)
     a, b, slope = rows[x].to_numpy(float), rows[y].to_numpy(float), float(own.mean())
     r_squared = float(np.corrcoef(a, b)[0, 1] ** 2) if np.ptp(b) > 0 else float("nan")
+    mutual_information = float("nan")
+    if len(a) >= 5:  # it looks at three neighbors
+        mutual_information = float(mutual_info_regression(a[:, None], b, random_state=42)[0])
     return Trend(
         slope=slope,
         **_over_units(own, level),
         intercept=float(b.mean() - slope * a.mean()),
         r_squared=r_squared,
-        mutual_information=_mutual_information(a, b),
+        mutual_information=mutual_information,
         n_units=len(own),
         n=len(rows),
     )
-
-
-def _mutual_information(x: Array, y: Array) -> float:
-    from sklearn.feature_selection import mutual_info_regression
-
-    if len(x) < 5:  # it looks at three neighbours
-        return float("nan")
-    return float(mutual_info_regression(x[:, None], y, random_state=42)[0])
 
 
 def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.DataFrame:

@@ -158,7 +158,7 @@ def search(
 ) -> Found:
     """Search for a suffix after which an answer begins with a target.
 
-    From the best suffix so far a batch of candidates is made, each with a run of neighbouring tokens replaced by random
+    From the best suffix so far a batch of candidates is made, each with a run of neighboring tokens replaced by random
     ones: four while the target's probability is at most 0.01, two up to 0.1, then one. The best candidate is kept if it
     is better.
 
@@ -275,7 +275,7 @@ def _random(allowed: Tensor, length: int, generator: torch.Generator) -> Draw:
 
 
 def _replaced(suffix: Tensor, width: int, allowed: Tensor, generator: torch.Generator) -> Draw:
-    """Draws copies with `width` neighbouring tokens replaced, or all of a shorter suffix."""
+    """Draws copies with `width` neighboring tokens replaced, or all of a shorter suffix."""
     width = min(width, len(suffix))
 
     def draw(n: int) -> Tensor:

@@ -12,7 +12,7 @@ from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models.vision import NAMES
 from repsim_utils.plan import Size
 
-LEAST_PROBE = 30  # samples; metrics that look at ten neighbours or ten dimensions say nothing with fewer
+LEAST_PROBE = 30  # samples; metrics that look at ten neighbors or ten dimensions say nothing with fewer
 
 
 class Frozen(BaseModel):

@@ -304,9 +304,9 @@ def spectrum(x: Tensor) -> Tensor:
 
 def first_direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """Where rows (n, d) lie along the direction of largest variance, (n,), and the direction, (d,)."""
-    centred = x - x.mean(0)
-    direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-    return centred @ direction, direction
+    centered = x - x.mean(0)
+    direction = torch.linalg.svd(centered, full_matrices=False).Vh[0]
+    return centered @ direction, direction
 
 
 def prepared(x: Tensor, view: str) -> Tensor:

@@ -1,4 +1,13 @@
-"""Similarity of two representations of the same probe. Depends on nothing else of this package."""
+"""Similarity of two representations of the same probe. Depends on nothing else of this package.
+
+Every metric takes x and y, arrays or Tensors of (n, d1) and (n, d2): representations of the same n samples, rows
+matched. It computes in float64, on the device of x, and changes neither. A ValueError says what is wrong with an
+argument: one that is not a finite matrix, that has other or too few rows or does not vary over them (see
+`inputs.as_pair`), or an option that is not what its description allows.
+
+What takes a metric by `name` finds it in `METRICS`, with its options (such as ``k``) as ``**options``. `preprocess` is
+"platonic", the paper's protocol (see `platonic`), or None: the features as they are.
+"""
 
 from repsim_utils.metrics.calibration import Calibrated, calibrate, calibrate_best
 from repsim_utils.metrics.inputs import platonic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def calibrate(
     """A score, and what it would be if the rows of x and y had nothing to do with each other.
 
     The rows of y are shuffled, which redoes only what depends on the matching: one cross product for linear CKA, new
-    names in the lists of neighbours.
+    names in the lists of neighbors.
 
     Parameters
     ----------
@@ -91,17 +91,8 @@ def calibrate(
         If the input is malformed, the score is undefined, there are too few permutations for `alpha`, or too few
         ways to exchange the groups.
     """
-    return calibrate_best(
-        [x],
-        [y],
-        name,
-        n_permutations=n_permutations,
-        seed=seed,
-        alpha=alpha,
-        groups=groups,
-        preprocess=preprocess,
-        **options,
-    )
+    shuffled: Any = {"n_permutations": n_permutations, "seed": seed, "alpha": alpha, "groups": groups}
+    return calibrate_best([x], [y], name, preprocess=preprocess, **shuffled, **options)
 
 
 def calibrate_best(
@@ -147,39 +138,33 @@ def calibrate_best(
     if len(rows) > 1:
         raise ValueError(f"x and y must have matching rows, got {' and '.join(map(str, rows))}")
     first, second = ([metric.prepare(layer, **filled) for layer in side] for side in tensors)
-    scores = null_scores(first, second, [metric], rows[0], n_permutations, seed, alpha, groups)
+    scores = null_scores(first, second, [metric], shuffles(rows[0], n_permutations, seed, alpha, groups))
     return against(scores[0].max(axis=(0, 1)), metric, options, alpha)
 
 
 def null_scores(
-    first: list[Any],
-    second: list[Any],
-    metrics: Sequence[Metric],
-    n: int,
-    n_permutations: int,
-    seed: int,
-    alpha: float,
-    groups: Sequence[Any] | None,
+    first: list[Any], second: list[Any], metrics: Sequence[Metric], orders: Iterable[Tensor | None]
 ) -> NDArray[np.float64]:
-    """Scores by metric, first state, second state and shuffle, the first of which is none."""
+    """Scores by metric, first state, second state and order of the rows of the second."""
+    scores = []
+    for order in orders:
+        scores.append(np.empty((len(metrics), len(first), len(second))))
+        for j, state in enumerate(second):
+            moved = state if order is None else state.permuted(order)
+            scores[-1][:, :, j] = [[metric.score(other, moved) for other in first] for metric in metrics]
+    if not np.isfinite(scores).all():
+        raise ValueError("the score is not a number, for the given or for shuffled rows: there is nothing to compare")
+    return np.stack(scores, axis=-1)
+
+
+def shuffles(
+    n: int, n_permutations: int, seed: int, alpha: float, groups: Sequence[Any] | None
+) -> Iterator[Tensor | None]:
+    """The rows as they are (None), then shuffled orders of them."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
     if n_permutations < 1 or alpha * (n_permutations + 1) < 1:
         raise ValueError(f"alpha={alpha} needs at least {math.ceil(1 / alpha) - 1} permutations, got {n_permutations}")
-    scores = np.empty((len(metrics), len(first), len(second), 1 + n_permutations))
-    for p, order in enumerate(_orders(n, n_permutations, seed, alpha, groups)):
-        for j, state in enumerate(second):
-            moved = state if order is None else state.permuted(order)
-            scores[:, :, j, p] = [[metric.score(other, moved) for other in first] for metric in metrics]
-    if not np.isfinite(scores).all():
-        raise ValueError("the score is not a number, for the given or for shuffled rows: there is nothing to compare")
-    return scores
-
-
-def _orders(
-    n: int, n_permutations: int, seed: int, alpha: float, groups: Sequence[Any] | None
-) -> Iterator[Tensor | None]:
-    """The rows as they are (None), then shuffled orders of them."""
     rng = np.random.default_rng(seed)
     blocks = [np.arange(n)[:, None]] if groups is None else _blocks(groups, n, alpha)
     yield None

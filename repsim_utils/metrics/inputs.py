@@ -72,7 +72,7 @@ def _from_array(name: str, values: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
 
 
-def size(x: Tensor) -> Tensor:
+def largest_absolute(x: Tensor) -> Tensor:
     """The largest absolute value, without a copy of the matrix."""
     return torch.maximum(x.max(), -x.min())
 

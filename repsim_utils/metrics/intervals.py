@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
 
 from repsim_utils.metrics import kernel
 from repsim_utils.metrics.inputs import as_pair, cluster_numbers
 from repsim_utils.metrics.kernel import Linear
 from repsim_utils.metrics.neighbors import Neighbors
-from repsim_utils.metrics.suite import Metric, find, prepared
+from repsim_utils.metrics.suite import Metric, Prepared, find
 
 FOLDS = 50  # groups of rows that are left out in turn, where leaving out each row would take too long
 HALVES = 100  # half-samples of the rows
@@ -58,7 +57,7 @@ def interval(
 ) -> Interval:
     """A score with an interval over rows.
 
-    Rows are left out, never drawn with replacement: two copies of a row are each other's nearest neighbours and twins
+    Rows are left out, never drawn with replacement: two copies of a row are each other's nearest neighbors and twins
     in every kernel, which moves these metrics far from their value.
 
     Parameters
@@ -101,97 +100,71 @@ def interval(
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     metric = find(name)
-    x, y = as_pair(x, y, least_rows=rows_needed(metric, method), preprocess=preprocess)
-    first, second = prepared(name, x, y, options)
-    return intervals_of(x, y, first, second, [metric], metric.filled(options), method, level, seed, groups)[0]
+    pair = as_pair(x, y, least_rows=rows_needed(metric, method), preprocess=preprocess)
+    return intervals_of(Prepared.of(pair, [metric], metric.filled(options)), method, level, seed, groups)[0]
 
 
-def rows_needed(metric: Metric, method: str) -> int:
+def rows_needed(metric: Metric, method: str = "jackknife") -> int:
     """Rows below which there is nothing to leave out."""
     return 2 * metric.least_rows if method == "subsample" else max(metric.least_rows + 1, 5)
 
 
 def intervals_of(
-    x: Tensor,
-    y: Tensor,
-    first: Any,
-    second: Any,
-    metrics: Sequence[Metric],
-    options: Mapping[str, Any],
-    method: str,
-    level: float,
-    seed: int,
-    groups: Sequence[Any] | None,
+    prepared: Prepared, method: str, level: float, seed: int, groups: Sequence[Any] | None
 ) -> list[Interval]:
     """Intervals of metrics that are prepared alike."""
-    rng = np.random.default_rng(seed)
-    which = np.arange(len(x)) if groups is None else cluster_numbers(groups, len(x))
+    rng, n = np.random.default_rng(seed), len(prepared.pair[0])
+    which = np.arange(n) if groups is None else cluster_numbers(groups, n)
     if method == "subsample":
-        scores = _of_halves(x, y, metrics, options, which, rng)
+        scores = _of_halves(prepared, which, rng)
         errors, quantile = scores.std(axis=1, ddof=1), stats.norm.ppf((1 + level) / 2)
     else:
-        scores = _left_out(x, y, first, second, metrics, options, which, rng)
+        scores = _left_out(prepared, which, rng)
         m = scores.shape[1]
         errors, quantile = scores.std(axis=1) * (m - 1) ** 0.5, stats.t.ppf((1 + level) / 2, m - 1)
     if not np.isfinite(errors).all():
         raise ValueError("the score is not a number when some rows are left out: there is no interval")
-    values = [metric.score(first, second) for metric in metrics]
     halves = [float(quantile * error) for error in errors]
     return [
         Interval(value, value - half, value + half, float(error), level, method)
-        for value, half, error in zip(values, halves, errors, strict=True)
+        for value, half, error in zip(prepared.scores(), halves, errors, strict=True)
     ]
 
 
-def _of_halves(
-    x: Tensor,
-    y: Tensor,
-    metrics: Sequence[Metric],
-    options: Mapping[str, Any],
-    which: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
+def _of_halves(prepared: Prepared, which: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Scores of random halves of the rows (or clusters), by metric."""
-    scores, n = [], int(which.max()) + 1
+    (x, y), scores, n = prepared.pair, [], int(which.max()) + 1
     for _ in range(HALVES):
         rows = torch.from_numpy(np.flatnonzero(rng.permutation(n)[which] < n // 2)).to(x.device)
-        states = [metrics[0].prepare(values[rows], **options) for values in (x, y)]
-        scores.append([metric.score(*states) for metric in metrics])
+        scores.append(Prepared.of((x[rows], y[rows]), prepared.metrics, prepared.options).scores())
     return np.array(scores).T
 
 
-def _left_out(
-    x: Tensor,
-    y: Tensor,
-    first: Any,
-    second: Any,
-    metrics: Sequence[Metric],
-    options: Mapping[str, Any],
-    which: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
+def _left_out(prepared: Prepared, which: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Scores without each row, or without each group of rows (or clusters), by metric."""
+    (x, y), (first, second), metrics = prepared.pair, prepared.states, prepared.metrics
     n, n_clusters = len(x), int(which.max()) + 1
     if isinstance(first, Linear) and n_clusters == n:
-        unbiased = [metric.score is kernel.unbiased_linear_cka for metric in metrics]
+        unbiased = [metric.score is kernel.unbiased_cka_score for metric in metrics]
         return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])
     folds = min(n_clusters, FOLDS)
     fold = torch.from_numpy((rng.permutation(n_clusters) % folds)[which]).to(x.device)
     if isinstance(first, Neighbors):  # lists that still have k entries when some are gone
-        k, largest = options["k"], int(fold.bincount().max())
+        k, largest = prepared.options["k"], int(fold.bincount().max())
         if n - largest <= k:
             raise ValueError(f"with k={k}, {n} rows are too few to leave any out: take a smaller k, or no interval")
         longer = min(n - 1, k + (largest if n_clusters < n else min(largest, k + 10)))
         lists = [Neighbors.of(values, k=longer) for values in (x, y)]
     scores = []
     for gone in (fold == f for f in range(folds)):
-        rests = [values[~gone] for values in (x, y)]
+        rests = x[~gone], y[~gone]
         if isinstance(first, Neighbors):
-            states: list[Any] = [
+            states = [
                 replace(whole.without(gone, k), mean=rest @ rest.mean(0))
                 for whole, rest in zip(lists, rests, strict=True)
             ]
+            some = replace(prepared, pair=rests, states=states)
         else:
-            states = [metrics[0].prepare(rest, **options) for rest in rests]
-        scores.append([metric.score(*states) for metric in metrics])
+            some = Prepared.of(rests, metrics, prepared.options)
+        scores.append(some.scores())
     return np.array(scores).T

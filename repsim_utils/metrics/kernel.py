@@ -1,4 +1,4 @@
-"""Similarity from kernels: centred kernel alignment (CKA), linear and RBF, biased and unbiased."""
+"""Similarity from kernels: centered kernel alignment (CKA), linear and RBF, biased and unbiased."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
 
 
 def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma: float | None = None) -> float:
-    r"""Centred kernel alignment of two representations.
+    r"""Centered kernel alignment of two representations.
 
-    With centred kernels :math:`K, L` the biased value is
+    With centered kernels :math:`K, L` the biased value is
     :math:`\langle K, L\rangle / (\|K\|_F \, \|L\|_F)` (Cortes et al. 2012; Kornblith et al. 2019, Section 3): 1 for
     representations that are equal up to rotation and scale, but above 0 for unrelated ones where n is small against
     d. The unbiased value replaces each HSIC by the unbiased estimator of Song et al. (2012), whose mean is 0 for
     unrelated representations; it may be negative and is not clamped.
 
-    The linear kernel is never formed where d < n: with column-centred :math:`X, Y`,
+    The linear kernel is never formed where d < n: with column-centered :math:`X, Y`,
     :math:`\langle K, L\rangle = \|X^\top Y\|_F^2`. The RBF kernel is formed in blocks.
 
     Parameters
@@ -56,14 +56,14 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     x, y = as_pair(x, y, least_rows=4 if unbiased else 2)
     if kernel == "linear":
         a, b = Linear.of(x), Linear.of(y)
-        return unbiased_linear_cka(a, b) if unbiased else linear_cka(a, b)
+        return unbiased_cka_score(a, b) if unbiased else cka_score(a, b)
     c, d = Rbf.of(x, sigma=1.0 if sigma is None else sigma), Rbf.of(y, sigma=1.0 if sigma is None else sigma)
-    return unbiased_rbf_cka(c, d) if unbiased else rbf_cka(c, d)
+    return unbiased_rbf_cka_score(c, d) if unbiased else rbf_cka_score(c, d)
 
 
-def centred(x: Tensor) -> Tensor:
-    """Columns centred, and scaled so that products of very large or small features neither overflow nor vanish."""
-    x = x / size(x)
+def centered_unit(x: Tensor) -> Tensor:
+    """Columns centered, and scaled so that products of very large or small features neither overflow nor vanish."""
+    x = x / largest_absolute(x)
     x -= x.mean(0)
     x /= x.norm()
     return x
@@ -76,7 +76,7 @@ class Linear:
     Attributes
     ----------
     x : Tensor
-        (n, d), centred, of Frobenius norm 1.
+        (n, d), centered, of Frobenius norm 1.
     squared_norms : Tensor
         (n,), of the rows: the diagonal of the kernel.
     own : float
@@ -89,8 +89,8 @@ class Linear:
 
     @classmethod
     def of(cls, x: Tensor) -> Linear:
-        """Centre, scale, and form what does not depend on the other representation."""
-        x = centred(x)
+        """Center, scale, and form what does not depend on the other representation."""
+        x = centered_unit(x)
         return cls(x, x.norm(dim=1).square(), squared_product(x, x))
 
     def permuted(self, order: Tensor) -> Linear:
@@ -107,12 +107,12 @@ def squared_product(x: Tensor, y: Tensor) -> float:
     return float((gram * (gram if x is y else y @ y.T)).sum())
 
 
-def linear_cka(a: Linear, b: Linear) -> float:
+def cka_score(a: Linear, b: Linear) -> float:
     """Biased linear CKA."""
     return squared_product(a.x, b.x) / (a.own * b.own) ** 0.5
 
 
-def unbiased_linear_cka(a: Linear, b: Linear) -> float:
+def unbiased_cka_score(a: Linear, b: Linear) -> float:
     """Unbiased linear CKA."""
     n = len(a.x)
 
@@ -137,7 +137,7 @@ class Rbf:
     Attributes
     ----------
     x : Tensor
-        (n, d), centred and divided by √2 times the bandwidth, so that the kernel is exp(−‖x_i − x_j‖²).
+        (n, d), centered and divided by √2 times the bandwidth, so that the kernel is exp(−‖x_i − x_j‖²).
     sums : Tensor
         (n,): sums of the rows of the kernel without its diagonal, which is 1.
     own : float
@@ -153,7 +153,7 @@ class Rbf:
         """Set the bandwidth, and sum over the kernel."""
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
-        x = centred(x)
+        x = centered_unit(x)
         median = median_distance(x)
         if median == 0:
             raise ValueError("the median distance of the rows is 0, which gives no bandwidth: most rows are the same")
@@ -232,13 +232,13 @@ def _rbf_hsic(product: float, a: Rbf, b: Rbf, unbiased: bool) -> float:
     return product + n + float(r.sum() * s.sum()) / n**2 - 2 / n * float(r @ s)
 
 
-def rbf_cka(a: Rbf, b: Rbf) -> float:
+def rbf_cka_score(a: Rbf, b: Rbf) -> float:
     """Biased CKA with RBF kernels."""
     own = _rbf_hsic(a.own, a, a, False) * _rbf_hsic(b.own, b, b, False)
     return _rbf_hsic(_rbf_product(a, b), a, b, False) / own**0.5
 
 
-def unbiased_rbf_cka(a: Rbf, b: Rbf) -> float:
+def unbiased_rbf_cka_score(a: Rbf, b: Rbf) -> float:
     """Unbiased CKA with RBF kernels."""
     own = [_rbf_hsic(s.own, s, s, True) for s in (a, b)]
     _require_positive(own, [a.own, b.own])
@@ -257,7 +257,7 @@ def jackknife(a: Linear, b: Linear, *, unbiased: bool) -> Tensor:
         p, q = (a.squared_norms, b.squared_norms) if unbiased else (torch.zeros_like(a.squared_norms),) * 2
         off = a.squared_norms * b.squared_norms - p * q  # of the diagonal, where it counts
         rows = ((a.x @ (a.x.T @ b.x)) * b.x).sum(1) - p * q  # sums of the rows of K∘L
-        r, s = -p, -q  # sums of the rows of K and L: those of centred kernels are 0
+        r, s = -p, -q  # sums of the rows of K and L: those of centered kernels are 0
         product = rows.sum() - 2 * rows + off
         k_diagonal, l_diagonal = a.squared_norms - p, b.squared_norms - q
         total_k, total_l = r.sum() - 2 * r + k_diagonal, s.sum() - 2 * s + l_diagonal

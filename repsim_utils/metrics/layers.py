@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,7 @@ def layer_features(
     with torch.no_grad(), _evaluating(models):
         for passes, batch in enumerate(batches, start=1):
             for model, seen, names in zip(models, collected, layers, strict=True):
-                with _recording(model, seen):
-                    _call(model, batch)
+                _record(model, seen, batch)
                 _check_once(seen, passes, wanted=names is not None)
     if not passes:
         raise ValueError("there are no batches")
@@ -155,20 +154,20 @@ def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def _recording(model: nn.Module, seen: Mapping[str, list[Tensor]]) -> Iterator[None]:
-    """Hooks that keep the outputs of the named layers, and are taken off whatever happens."""
+def _record(model: nn.Module, seen: Mapping[str, list[Tensor]], batch: Any) -> None:
+    """Run the model, with hooks that keep the outputs of the named layers, and are taken off whatever happens."""
 
     def keep(parts: list[Tensor]) -> Callable[..., None]:
         return lambda module, inputs, output: parts.append(_rows(module, output))
 
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(keep(parts)) for name, parts in seen.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, parts in seen.items():
+            hooks.enter_context(modules[name].register_forward_hook(keep(parts)))
+        if isinstance(batch, Mapping):
+            model(**batch)
+        else:
+            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def _rows(module: nn.Module, output: Any) -> Tensor:
@@ -178,13 +177,6 @@ def _rows(module: nn.Module, output: Any) -> Tensor:
     maps = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or values.ndim > 3
     axes = [axis for axis in range(1, values.ndim) if axis != (1 if maps else values.ndim - 1)]
     return (values.mean(axes) if axes else values).float().cpu()
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    else:
-        model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def _check_once(seen: dict[str, list[Tensor]], passes: int, *, wanted: bool) -> None:

@@ -1,25 +1,25 @@
-"""Similarity from nearest neighbours: who is near whom in either representation."""
+"""Similarity from nearest neighbors: who is near whom in either representation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows and columns of a block of inner products: no more than one such block is in memory
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The nearest neighbours of every row, nearest first.
+    """The nearest neighbors of every row, nearest first.
 
     Near means a large inner product, as in Huh et al. (2024): with rows of length one, that is cosine similarity. A row
-    is no neighbour of its own; ties go to the row that comes first.
+    is no neighbor of its own; ties go to the row that comes first.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Neighbors:
     mean : Tensor
         float64 (n,), mean inner product of each row with all rows.
     tied : Tensor or None
-        The features, where neighbours are tied: their order then depends on that of the rows.
+        The features, where neighbors are tied: their order then depends on that of the rows.
     """
 
     index: Tensor
@@ -40,11 +40,11 @@ class Neighbors:
 
     @classmethod
     def of(cls, x: Tensor, *, k: int = 10) -> Neighbors:
-        """Exact neighbours, from products of blocks: (n, d) → lists of k, without an n × n matrix."""
+        """Exact neighbors, from products of blocks: (n, d) → lists of k, without an n × n matrix."""
         n = len(x)
         if not 1 <= k < n:
             raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {n} rows")
-        largest = float(size(x))
+        largest = float(largest_absolute(x))
         x = x if 1e-100 < largest < 1e100 else x / largest  # products neither overflow nor vanish
         first, which = _distinct_rows(x)
         keys = x if len(first) == n else x[first]
@@ -68,7 +68,7 @@ class Neighbors:
 
     @cached_property
     def masked_own(self) -> float:
-        """HSIC with itself of the kernel that is zero but for these neighbours; the same in any order of the rows."""
+        """HSIC with itself of the kernel that is zero but for these neighbors; the same in any order of the rows."""
         return _masked_hsic(self, self)
 
     def without(self, gone: Tensor, k: int) -> Neighbors:
@@ -77,18 +77,14 @@ class Neighbors:
         Raises
         ------
         ValueError
-            If a row keeps fewer than k of its listed neighbours.
+            If a row keeps fewer than k of its listed neighbors.
         """
         lost = gone[self.index]
         if int((~lost).sum(1)[~gone].min()) < k:
-            raise ValueError(f"the lists are too short to keep {k} neighbours")
+            raise ValueError(f"the lists are too short to keep {k} neighbors")
         kept = lost.to(torch.int8).argsort(dim=1, stable=True)[:, :k]
         name = (~gone).cumsum(0) - 1
         return Neighbors(name[self.index.gather(1, kept)][~gone], self.value.gather(1, kept)[~gone], self.mean[~gone])
-
-    def nearest(self, k: int) -> Neighbors:
-        """The first k of each list."""
-        return replace(self, index=self.index[:, :k], value=self.value[:, :k])
 
 
 def _distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,22 +217,22 @@ def _with_equal_rows(value: Tensor, index: Tensor, which: Tensor, k: int) -> tup
 
 
 def _matches(a: Neighbors, b: Neighbors) -> Tensor:
-    """Whether the p-th neighbour in a is the q-th in b: bool (k, k, n)."""
+    """Whether the p-th neighbor in a is the q-th in b: bool (k, k, n)."""
     return a.index.T[:, None] == b.index.T[None]
 
 
-def mutual_overlap(a: Neighbors, b: Neighbors) -> float:
-    """Mutual k-NN of two sets of lists."""
+def mutual_knn_score(a: Neighbors, b: Neighbors) -> float:
+    """Share of neighbors that are in both lists of a row."""
     return int(_matches(a, b).sum()) / a.index.numel()
 
 
-def cycle(a: Neighbors, b: Neighbors) -> float:
-    """Cycle k-NN of two sets of lists."""
+def cycle_knn_score(a: Neighbors, b: Neighbors) -> float:
+    """Share of rows that are found again by way of b and a."""
     here = torch.arange(len(a.index), device=a.index.device)[:, None, None]
     return float((a.index[b.index] == here).flatten(1).any(1).double().mean())
 
 
-def longest_common_subsequence(a: Neighbors, b: Neighbors) -> float:
+def lcs_knn_score(a: Neighbors, b: Neighbors) -> float:
     """Mean length of the longest common subsequence of the lists, over k."""
     equal, k = _matches(a, b).to(torch.int16), a.index.shape[1]
     row = equal.new_zeros(k + 1, equal.shape[2])
@@ -248,7 +244,12 @@ def longest_common_subsequence(a: Neighbors, b: Neighbors) -> float:
     return float(row[k].double().mean()) / k
 
 
-def edit_similarity(a: Neighbors, b: Neighbors) -> float:
+def lcs_knn_published_score(a: Neighbors, b: Neighbors) -> float:
+    """The same, not over k."""
+    return lcs_knn_score(a, b) * a.index.shape[1]
+
+
+def edit_distance_knn_score(a: Neighbors, b: Neighbors) -> float:
     """One minus the mean edit distance of the lists over k."""
     different, k = (~_matches(a, b)).to(torch.int16), a.index.shape[1]
     row = torch.arange(k + 1, dtype=torch.int16, device=different.device)[:, None].repeat(1, different.shape[2])
@@ -260,19 +261,19 @@ def edit_similarity(a: Neighbors, b: Neighbors) -> float:
     return 1 - float(row[k].double().mean()) / k
 
 
-def centred_kernel_alignment(a: Neighbors, b: Neighbors) -> float:
-    """CKNNA of two sets of lists, after Huh et al. (2024), Eq. 16."""
+def cknna_score(a: Neighbors, b: Neighbors) -> float:
+    """CKNNA after Huh et al. (2024), Eq. 16."""
     first, second = (lists.value - lists.mean[:, None] for lists in (a, b))
     equal = _matches(a, b).permute(2, 0, 1).to(first.dtype)
     common = float(torch.einsum("npq,np,nq->", equal, first, second))
     scale = float(first.square().sum()) * float(second.square().sum())
     if not scale > 0:
-        raise ValueError("CKNNA is undefined here: the nearest neighbours of x or of y are no nearer than the average")
+        raise ValueError("CKNNA is undefined here: the nearest neighbors of x or of y are no nearer than the average")
     return common / scale**0.5
 
 
-def masked_hsic_alignment(a: Neighbors, b: Neighbors) -> float:
-    """CKNNA of two sets of lists, as in the code that Huh et al. (2024) published."""
+def cknna_published_score(a: Neighbors, b: Neighbors) -> float:
+    """CKNNA as in the code that Huh et al. (2024) published."""
     own = [lists.masked_own for lists in (a, b)]
     if min(own) <= 0:
         raise ValueError(f"CKNNA as published is undefined here: {'xy'[own[0] > 0]} has no positive HSIC with itself")
@@ -280,7 +281,7 @@ def masked_hsic_alignment(a: Neighbors, b: Neighbors) -> float:
 
 
 def _masked_hsic(a: Neighbors, b: Neighbors) -> float:
-    """Unbiased HSIC of two kernels that are zero but for the common neighbours (times a constant that cancels)."""
+    """Unbiased HSIC of two kernels that are zero but for the common neighbors (times a constant that cancels)."""
     n = len(a.index)
     p, q, row = _matches(a, b).nonzero(as_tuple=True)
     column, k_value, l_value = a.index[row, p], a.value[row, p], b.value[row, q]
@@ -298,10 +299,10 @@ def _pair(x: Any, y: Any, k: int, least_rows: int = 2) -> tuple[Neighbors, Neigh
 
 
 def mutual_knn(x: Any, y: Any, *, k: int = 10) -> float:
-    """Mutual k-NN: which share of a row's k nearest neighbours is the same in both representations.
+    """Mutual k-NN: which share of a row's k nearest neighbors is the same in both representations.
 
-    The mean over rows of ``|A_i ∩ B_i| / k``, with the sets A_i, B_i of row i's nearest neighbours in x and in y (Huh
-    et al. 2024, Section 2). For unrelated representations its mean is exactly k / (n − 1), unless neighbours
+    The mean over rows of ``|A_i ∩ B_i| / k``, with the sets A_i, B_i of row i's nearest neighbors in x and in y (Huh
+    et al. 2024, Section 2). For unrelated representations its mean is exactly k / (n − 1), unless neighbors
     are tied (equal rows, features with few values): ties go to the row that comes first, in both alike.
 
     Parameters
@@ -309,27 +310,27 @@ def mutual_knn(x: Any, y: Any, *, k: int = 10) -> float:
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
     k : int
-        Neighbours, fewer than n.
+        Neighbors, fewer than n.
 
     Returns
     -------
     float
-        In [0, 1]. Symmetric; invariant to rotation and scaling, and, since neighbours are by inner product, not to
-        shifts. Blind to everything but the nearest neighbours, and to their order. Where rows are not of length one,
-        long rows are neighbours of many others (hubs).
+        In [0, 1]. Symmetric; invariant to rotation and scaling, and, since neighbors are by inner product, not to
+        shifts. Blind to everything but the nearest neighbors, and to their order. Where rows are not of length one,
+        long rows are neighbors of many others (hubs).
 
     Raises
     ------
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return mutual_overlap(*_pair(x, y, k))
+    return mutual_knn_score(*_pair(x, y, k))
 
 
 def cycle_knn(x: Any, y: Any, *, k: int = 10) -> float:
     """Cycle k-NN: how often one finds the way back, out through y and home through x.
 
-    The share of rows i that are among the nearest neighbours, in x, of at least one of their nearest neighbours in y.
+    The share of rows i that are among the nearest neighbors, in x, of at least one of their nearest neighbors in y.
     Any one hit counts, as in the code of Huh et al. (2024).
 
     Parameters
@@ -337,12 +338,12 @@ def cycle_knn(x: Any, y: Any, *, k: int = 10) -> float:
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
     k : int
-        Neighbours, fewer than n.
+        Neighbors, fewer than n.
 
     Returns
     -------
     float
-        In [0, 1]. Not symmetric, and not 1 on itself where a row is no neighbour of its own neighbours. Invariances as
+        In [0, 1]. Not symmetric, and not 1 on itself where a row is no neighbor of its own neighbors. Invariances as
         for `mutual_knn`.
 
     Raises
@@ -350,20 +351,20 @@ def cycle_knn(x: Any, y: Any, *, k: int = 10) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return cycle(*_pair(x, y, k))
+    return cycle_knn_score(*_pair(x, y, k))
 
 
 def lcs_knn(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
-    """LCS k-NN: the longest common subsequence of both lists of neighbours, nearest first.
+    """LCS k-NN: the longest common subsequence of both lists of neighbors, nearest first.
 
-    Like `mutual_knn`, but common neighbours count only as far as they come in the same order.
+    Like `mutual_knn`, but common neighbors count only as far as they come in the same order.
 
     Parameters
     ----------
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
     k : int
-        Neighbours, fewer than n.
+        Neighbors, fewer than n.
     published : bool
         The mean length itself, 0 to k, as in the code of Huh et al. (2024) and in published tables. By default it is
         divided by k, so that lists of different lengths can be compared.
@@ -379,11 +380,11 @@ def lcs_knn(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return longest_common_subsequence(*_pair(x, y, k)) * (k if published else 1)
+    return lcs_knn_score(*_pair(x, y, k)) * (k if published else 1)
 
 
 def edit_distance_knn(x: Any, y: Any, *, k: int = 10) -> float:
-    """Edit-distance k-NN: one minus the mean edit distance of both lists of neighbours, over k.
+    """Edit-distance k-NN: one minus the mean edit distance of both lists of neighbors, over k.
 
     The edit distance (Levenshtein 1966) counts the insertions, deletions and substitutions that turn one list into the
     other.
@@ -393,7 +394,7 @@ def edit_distance_knn(x: Any, y: Any, *, k: int = 10) -> float:
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
     k : int
-        Neighbours, fewer than n.
+        Neighbors, fewer than n.
 
     Returns
     -------
@@ -405,16 +406,16 @@ def edit_distance_knn(x: Any, y: Any, *, k: int = 10) -> float:
     ValueError
         If the input is malformed (see `as_pair`), or k is not below the number of rows.
     """
-    return edit_similarity(*_pair(x, y, k))
+    return edit_distance_knn_score(*_pair(x, y, k))
 
 
 def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
-    r"""CKNNA, centred kernel nearest-neighbour alignment: CKA that looks at common nearest neighbours only.
+    r"""CKNNA, centered kernel nearest-neighbor alignment: CKA that looks at common nearest neighbors only.
 
     By default Eq. 16 of Huh et al. (2024): with kernels :math:`K = XX^\top, L = YY^\top`, both less the mean of each
-    row, the sum of :math:`K_{ij} L_{ij}` over those j that are among the k nearest neighbours of i in both, divided by
+    row, the sum of :math:`K_{ij} L_{ij}` over those j that are among the k nearest neighbors of i in both, divided by
     the root of the same sums of each representation with itself. The code that they published, which later tables were
-    made with, does something else: it sets the kernels to zero but for common neighbours, and then takes the unbiased
+    made with, does something else: it sets the kernels to zero but for common neighbors, and then takes the unbiased
     HSIC of what remains. That value has no bound, can be undefined, and changes when x and y are exchanged (a masked
     kernel is not symmetric); hence it is not the default.
 
@@ -423,7 +424,7 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     x, y : (n, d1) and (n, d2) array or Tensor
         Representations of the same n samples, rows matched.
     k : int
-        Neighbours, fewer than n.
+        Neighbors, fewer than n.
     published : bool
         What the published code computes, without the small number that it adds to the denominator. Needs 4 rows.
 
@@ -431,7 +432,7 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
     -------
     float
         In [-1, 1] and symmetric by default; 1 on itself; invariant to rotation and scaling, not to shifts. Unrelated
-        representations have few common neighbours, and come close to 0.
+        representations have few common neighbors, and come close to 0.
 
     Raises
     ------
@@ -439,4 +440,4 @@ def cknna(x: Any, y: Any, *, k: int = 10, published: bool = False) -> float:
         If the input is malformed (see `as_pair`), k is not below the number of rows, or the value is undefined.
     """
     a, b = _pair(x, y, k, least_rows=4 if published else 2)
-    return masked_hsic_alignment(a, b) if published else centred_kernel_alignment(a, b)
+    return cknna_published_score(a, b) if published else cknna_score(a, b)

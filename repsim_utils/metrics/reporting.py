@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from repsim_utils.metrics.calibration import against, null_scores
+from repsim_utils.metrics.calibration import against, null_scores, shuffles
 from repsim_utils.metrics.inputs import as_pair
 from repsim_utils.metrics.intervals import intervals_of, rows_needed
-from repsim_utils.metrics.suite import PAPER, find, sharing
+from repsim_utils.metrics.suite import PAPER, Prepared, find, sharing
 
 
 def report(
@@ -51,22 +51,21 @@ def report(
         As `similarity`, `interval` and `calibrate`.
     """
     wanted = {name: find(name) for name in names}
-    needed = [rows_needed(metric, "jackknife" if intervals else "") for metric in wanted.values()]
-    x, y = as_pair(x, y, least_rows=max(needed, default=2), preprocess=preprocess)
+    least_rows = max((rows_needed(metric) for metric in wanted.values()), default=2)
+    pair = as_pair(x, y, least_rows=least_rows, preprocess=preprocess)
     rows: dict[str, dict[str, Any]] = {}
     alpha = round(1 - level, 12)
-    for shared in sharing(wanted):
-        metrics = [wanted[name] for name in shared]
-        options = metrics[0].filled({"k": k} if "k" in metrics[0].options else {})
-        first, second = (metrics[0].prepare(values, **options) for values in (x, y))
-        for name, metric in zip(shared, metrics, strict=True):
-            rows[name] = {"metric": name, "value": metric.score(first, second)}
+    for shared, metrics, options in sharing(wanted, k):
+        prepared = Prepared.of(pair, metrics, options)
+        for name, value in zip(shared, prepared.scores(), strict=True):
+            rows[name] = {"metric": name, "value": value}
         if intervals:
-            found = intervals_of(x, y, first, second, metrics, options, "jackknife", level, seed, groups)
+            found = intervals_of(prepared, "jackknife", level, seed, groups)
             for name, one in zip(shared, found, strict=True):
                 rows[name] |= {"low": one.low, "high": one.high}
         if calibrated:
-            scores = null_scores([first], [second], metrics, len(x), n_permutations, seed, alpha, groups)[:, 0, 0]
-            for name, metric, null in zip(shared, metrics, scores, strict=True):
+            first, second = ([state] for state in prepared.states)
+            scores = null_scores(first, second, metrics, shuffles(len(pair[0]), n_permutations, seed, alpha, groups))
+            for name, metric, null in zip(shared, metrics, scores[:, 0, 0], strict=True):
                 rows[name] |= asdict(against(null, metric, options, alpha))
     return [rows[name] for name in wanted]

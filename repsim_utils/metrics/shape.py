@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
-from repsim_utils.metrics.kernel import centred
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
+from repsim_utils.metrics.kernel import centered_unit
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A centred representation of Frobenius norm 1, up to rotation: `x` is (n, min(n, d))."""
+    """A centered representation of Frobenius norm 1, up to rotation: `x` is (n, min(n, d))."""
 
     x: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> Shape:
-        """Centre, scale, and, where there are more features than rows, rotate into as many as there are rows."""
-        x = centred(x)
+        """Center, scale, and, where there are more features than rows, rotate into as many as there are rows."""
+        x = centered_unit(x)
         return cls(torch.linalg.qr(x.T, mode="r").R.T if x.shape[1] > len(x) else x)
 
     def permuted(self, order: Tensor) -> Shape:
@@ -30,7 +30,7 @@ class Shape:
         return Shape(self.x[order])
 
 
-def procrustes_similarity(a: Shape, b: Shape) -> float:
+def procrustes_score(a: Shape, b: Shape) -> float:
     """The largest inner product of both shapes over all rotations."""
     return min(float(torch.linalg.svdvals(a.x.T @ b.x).sum()), 1.0)
 
@@ -38,9 +38,9 @@ def procrustes_similarity(a: Shape, b: Shape) -> float:
 def procrustes(x: Any, y: Any, *, angular: bool = False) -> float:
     r"""Orthogonal Procrustes: how well one shape covers the other after the best rotation or reflection.
 
-    With centred :math:`X, Y` of Frobenius norm 1 the similarity is the nuclear norm :math:`\|X^\top Y\|_*`, the largest
-    inner product of X with any rotation of Y; its arc cosine is the angular shape distance of Williams et al. (2021).
-    Representations of different width need no padding.
+    With centered :math:`X, Y` of Frobenius norm 1 the similarity is the nuclear norm :math:`\|X^\top Y\|_*`, the
+    largest inner product of X with any rotation of Y; its arc cosine is the angular shape distance of Williams et al.
+    (2021). Representations of different width need no padding.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def procrustes(x: Any, y: Any, *, angular: bool = False) -> float:
         If the input is malformed (see `as_pair`).
     """
     x, y = as_pair(x, y)
-    similarity = procrustes_similarity(Shape.of(x), Shape.of(y))
+    similarity = procrustes_score(Shape.of(x), Shape.of(y))
     return math.acos(similarity) if angular else similarity
 
 
@@ -98,7 +98,7 @@ class Geometry:
 
 
 def _correlation_distances(x: Tensor) -> Tensor:
-    x = x / size(x)
+    x = x / largest_absolute(x)
     x = x - x.mean(1, keepdim=True)
     norms = x.norm(dim=1, keepdim=True)
     if not bool((norms > 1e-12).all()):
@@ -111,7 +111,7 @@ def _correlation_distances(x: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor) -> Tensor:
-    x = centred(x) * len(x) ** 0.5  # squared distances are 2 on average
+    x = centered_unit(x) * len(x) ** 0.5  # squared distances are 2 on average
     norms = x.square().sum(1)
     return _rounded(norms[:, None] + norms - 2 * (x @ x.T)).clamp(min=0).sqrt()
 
@@ -128,7 +128,7 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[which]
 
 
-def matrix_correlation(a: Geometry, b: Geometry) -> float:
+def rsa_score(a: Geometry, b: Geometry) -> float:
     """Correlation of both sets of dissimilarities."""
     return float((a.matrix * b.matrix).sum())
 
@@ -163,4 +163,4 @@ def rsa(x: Any, y: Any, *, dissimilarity: str = "correlation", compare: str = "s
     """
     x, y = as_pair(x, y, least_rows=3)
     options = {"dissimilarity": dissimilarity, "compare": compare}
-    return matrix_correlation(Geometry.of(x, **options), Geometry.of(y, **options))
+    return rsa_score(Geometry.of(x, **options), Geometry.of(y, **options))

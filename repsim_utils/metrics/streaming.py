@@ -14,7 +14,7 @@ class StreamingCKA:
     """Linear CKA from batches, equal to that of all rows at once.
 
     Every row x is kept only within sums: of the products of (1, ‖x‖², x) with itself, and with that of the matched row
-    y. Once the mean is known, the centred rows and their squared norms are linear in these. Features are shifted and
+    y. Once the mean is known, the centered rows and their squared norms are linear in these. Features are shifted and
     scaled by the first batch, so that little is lost where they are far from zero. Memory is O((d1 + d2)²), whatever n.
 
     Averages of CKA over batches, which are often used instead, are biased.
@@ -93,14 +93,14 @@ class StreamingCKA:
         least = 4 if unbiased else 2
         if self.n < least:
             raise ValueError(f"linear CKA needs at least {least} rows, got {self.n}")
-        x, y = (self._centring(sums) for sums in self._own)
+        x, y = (self._centering(sums) for sums in self._own)
         own = [self._hsic(a, a, sums, unbiased) for a, sums in zip((x, y), self._own, strict=True)]
         for name, value, sums, a in zip("xy", own, self._own, (x, y), strict=True):
             if not value > 1e-10 * self._hsic(a, a, sums, False):
                 raise ValueError(f"CKA is undefined here: {name} has no positive HSIC with itself")
         return self._hsic(x, y, self._cross, unbiased) / (own[0] * own[1]) ** 0.5
 
-    def _centring(self, sums: Tensor) -> Tensor:
+    def _centering(self, sums: Tensor) -> Tensor:
         """The map from (1, ‖x‖², x) to (‖x − m‖², x − m), with m the mean: (d + 1, d + 2)."""
         mean = sums[0, 2:] / self.n
         to_norm = torch.cat([mean.new_tensor([float(mean @ mean), 1.0]), -2 * mean])
@@ -108,9 +108,9 @@ class StreamingCKA:
         return torch.cat([to_norm[None], to_features])
 
     def _hsic(self, a: Tensor, b: Tensor, sums: Tensor, unbiased: bool) -> float:
-        n, centred = self.n, a @ sums @ b.T
-        product = float(centred[1:, 1:].square().sum())
+        n, centered = self.n, a @ sums @ b.T
+        product = float(centered[1:, 1:].square().sum())
         if not unbiased:
             return product
         total_p, total_q = (m[0] @ s[:, 0] for m, s in ((a, sums), (b, sums.T)))
-        return product - n / (n - 2) * float(centred[0, 0]) + float(total_p * total_q) / ((n - 1) * (n - 2))
+        return product - n / (n - 2) * float(centered[0, 0]) + float(total_p * total_q) / ((n - 1) * (n - 2))

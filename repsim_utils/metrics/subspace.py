@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_pair, size
+from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 4096  # rows that are looked at together
 
@@ -34,7 +34,7 @@ class Subspace:
         """Leading principal directions, or all of them (up to the numerical rank): (n, d) → Subspace."""
         if n_components is not None and n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {n_components}")
-        x = x / size(x)
+        x = x / largest_absolute(x)
         x -= x.mean(0)
         _, values, directions = torch.linalg.svd(_triangle(x), full_matrices=False)
         rank = int((values > values[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
@@ -82,12 +82,12 @@ def _correlations(a: Subspace, b: Subspace) -> tuple[Tensor, Tensor]:
     return values.clamp(max=1), directions.T
 
 
-def mean_correlation(a: Subspace, b: Subspace) -> float:
+def cca_score(a: Subspace, b: Subspace) -> float:
     """Mean of the canonical correlations."""
     return float(_correlations(a, b)[0].mean())
 
 
-def projection_weighted(a: Subspace, b: Subspace) -> float:
+def pwcca_score(a: Subspace, b: Subspace) -> float:
     """Mean of the canonical correlations, weighted by what their directions account for in a."""
     values, directions = _correlations(a, b)
     weights = (directions @ a.loadings).abs().sum(1)
@@ -118,14 +118,14 @@ def cca(x: Any, y: Any) -> float:
         dimensions alone (rank of x + rank of y > n − 1).
     """
     x, y = as_pair(x, y, least_rows=3)
-    return mean_correlation(Subspace.of(x), Subspace.of(y))
+    return cca_score(Subspace.of(x), Subspace.of(y))
 
 
 def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) -> float:
     """SVCCA: mean canonical correlation of the leading principal components of either representation.
 
     Raghu et al. (2017), with a fixed number of components, as in Li et al. (2025), and an exact decomposition of the
-    centred features. Where a representation has a lower rank, all its directions are taken.
+    centered features. Where a representation has a lower rank, all its directions are taken.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def svcca(x: Any, y: Any, *, n_components: int = 10, published: bool = False) ->
     """
     x, y = as_pair(x, y, least_rows=3)
     make = Subspace.randomized if published else Subspace.of
-    return mean_correlation(make(x, n_components=n_components), make(y, n_components=n_components))
+    return cca_score(make(x, n_components=n_components), make(y, n_components=n_components))
 
 
 def pwcca(x: Any, y: Any) -> float:
@@ -180,4 +180,4 @@ def pwcca(x: Any, y: Any) -> float:
         As for `cca`.
     """
     x, y = as_pair(x, y, least_rows=3)
-    return projection_weighted(Subspace.of(x), Subspace.of(y))
+    return pwcca_score(Subspace.of(x), Subspace.of(y))

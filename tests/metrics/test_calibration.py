@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from repsim_utils import metrics
-from repsim_utils.metrics import METRICS, calibrate, calibrate_best, interval, similarity
+from repsim_utils.metrics import METRICS, calibrate, calibrate_best, interval
 from repsim_utils.metrics.neighbors import Neighbors
 from repsim_utils.metrics.suite import Metric
 
@@ -30,16 +30,16 @@ class TestEveryMetric:
 
     def test_value_is_that_of_the_metric(self, name):
         x, y = pair()
-        assert calibrate(x, y, name).value == pytest.approx(similarity(x, y, [name], preprocess=None)[name], rel=1e-12)
+        assert calibrate(x, y, name).value == pytest.approx(METRICS[name](x, y), rel=1e-12)
         prepared = calibrate(x, y, name, preprocess="platonic").value
-        assert prepared == pytest.approx(similarity(x, y, [name])[name], rel=1e-12)
+        assert prepared == pytest.approx(METRICS[name](x, y, preprocess="platonic"), rel=1e-12)
 
     @pytest.mark.parametrize("method", ["jackknife", "subsample"])
     def test_interval_is_around_the_value(self, name, method):
         x, y = pair(n=80)
         found = interval(x, y, name, method=method)
         assert found.low < found.value < found.high
-        assert found.value == pytest.approx(similarity(x, y, [name], preprocess=None)[name], rel=1e-12)
+        assert found.value == pytest.approx(METRICS[name](x, y), rel=1e-12)
         assert found.low == pytest.approx(2 * found.value - found.high)
         assert found.method == method and found.level == 0.95
 
@@ -49,7 +49,7 @@ class TestEveryMetric:
         scores = []
         for i in range(40):
             rest = np.arange(40) != i
-            scores.append(similarity(x[rest], y[rest], [name], preprocess=None)[name])
+            scores.append(METRICS[name](x[rest], y[rest]))
         expected = np.sqrt(39 / 40 * np.sum((scores - np.mean(scores)) ** 2))
         assert interval(x, y, name).standard_error == pytest.approx(expected, rel=1e-6)
 
@@ -74,7 +74,7 @@ def test_lists_too_short_to_leave_rows_out_are_refused():
     gone = torch.zeros(60, dtype=torch.bool)
     gone[lists.index[0]] = True
     gone[0] = False
-    with pytest.raises(ValueError, match="the lists are too short to keep 2 neighbours"):
+    with pytest.raises(ValueError, match="the lists are too short to keep 2 neighbors"):
         lists.without(gone, 2)
 
 
@@ -86,7 +86,7 @@ class TestNull:
         assert found.null_mean == pytest.approx(5 / 49, rel=0.02)
 
     def test_mean_of_biased_cka_is_exact(self):
-        """E = tr K tr L / ((n − 1) ‖K‖ ‖L‖) for centred kernels, far above 0."""
+        """E = tr K tr L / ((n − 1) ‖K‖ ‖L‖) for centered kernels, far above 0."""
         x, y = (values - values.mean(0) for values in pair(n=30, d1=20, d2=25, shared=0))
         k, m = x @ x.T, y @ y.T
         expected = np.trace(k) * np.trace(m) / (29 * np.linalg.norm(k) * np.linalg.norm(m))
@@ -146,10 +146,10 @@ class TestGroups:
         assert np.mean(restricted) < 0.2
 
     def test_groups_move_whole_among_groups_of_their_size(self):
-        from repsim_utils.metrics.calibration import _orders
+        from repsim_utils.metrics.calibration import shuffles
 
         groups = np.array([7, 3, 3, 7, 1, 1, 5, 9, 2, 4])
-        orders = list(_orders(10, 50, 0, 0.05, groups))[1:]
+        orders = list(shuffles(10, 50, 0, 0.05, groups))[1:]
         for order in orders:
             moved = groups[order.numpy()]
             for label in (7, 3, 1):
@@ -241,7 +241,7 @@ class TestCoverage:
         assert 0.75 < claimed / true < 1.35
 
     def test_rows_with_replacement_would_be_wrong(self):
-        """Why there is no bootstrap: copies of a row are each other's neighbours."""
+        """Why there is no bootstrap: copies of a row are each other's neighbors."""
         x, y = pair(n=100, shared=0)
         rng = np.random.default_rng(0)
         drawn = [rng.integers(0, 100, 100) for _ in range(30)]
@@ -249,7 +249,7 @@ class TestCoverage:
             ("mutual_knn", metrics.mutual_knn(x, y)),
             ("unbiased_cka", metrics.cka(x, y, unbiased=True)),
         ):
-            again = [similarity(x[rows], y[rows], [name], preprocess=None)[name] for rows in drawn]
+            again = [METRICS[name](x[rows], y[rows]) for rows in drawn]
             assert np.min(again) > once
 
 

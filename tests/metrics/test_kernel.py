@@ -45,9 +45,9 @@ def test_equals_the_literal_definition_at_any_shape(n, d1, d2, seed, unbiased):
 def test_features_far_from_zero_lose_nothing_in_float32():
     """Centring comes before the product: the truth is that of the same numbers in float64."""
     x, y = (1000 + values.astype(np.float32) for values in pair(200))
-    centred = [values.astype(np.float64) - values.astype(np.float64).mean(0) for values in (x, y)]
+    centered = [values.astype(np.float64) - values.astype(np.float64).mean(0) for values in (x, y)]
     for unbiased in (False, True):
-        assert cka(x, y, unbiased=unbiased) == pytest.approx(definition(*centred, unbiased), rel=1e-10)
+        assert cka(x, y, unbiased=unbiased) == pytest.approx(definition(*centered, unbiased), rel=1e-10)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])

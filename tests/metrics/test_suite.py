@@ -52,6 +52,15 @@ def test_similarity_without_the_protocol():
     assert values["cka"] != pytest.approx(similarity(x, y)["cka"], rel=1e-3)
 
 
+@pytest.mark.parametrize("preprocess", ["platonic", None])
+def test_a_metric_of_the_table_can_be_called(preprocess):
+    x, y = pair()
+    for name, value in similarity(x, y, list(METRICS), preprocess=preprocess).items():
+        assert METRICS[name](x, y, preprocess=preprocess) == value
+    with pytest.raises(ValueError, match="unknown option k; this metric takes none"):
+        METRICS["cka"](x, y, k=3)
+
+
 def test_names_choose_the_metrics_and_their_order():
     x, y = pair()
     assert list(similarity(x, y)) == list(PAPER) and len(PAPER) == 8
