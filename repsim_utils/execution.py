@@ -86,7 +86,7 @@ def run(tasks: Iterable[Task], *, fresh: bool = False, jobs: int | None = None) 
     keys = {task.name: _key(task, everything) for task in tasks}
     left = [task for task in tasks if fresh or not _take(task, keys[task.name])]
     log.info("%d of %d chapters are unchanged, %d are executed", len(tasks) - len(left), len(tasks), len(left))
-    left.sort(key=_last_duration, reverse=True)  # the longest first: none is left over for the end
+    left = sorted(reversed(left), key=_last_duration, reverse=True)  # the longest first; late chapters take longer
     work = joblib.Parallel(n_jobs=jobs or joblib.cpu_count(), batch_size=1, return_as="generator_unordered")
     outcomes = work(joblib.delayed(_execute)(task, keys[task.name]) for task in left)
     failures = {}
