@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import joblib
 import nbformat
 import papermill
+from joblib.externals.loky import get_reusable_executor
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -87,9 +88,8 @@ def run(tasks: Iterable[Task], *, fresh: bool = False, jobs: int | None = None) 
     left = [task for task in tasks if fresh or not _take(task, keys[task.name])]
     log.info("%d of %d chapters are unchanged, %d are executed", len(tasks) - len(left), len(tasks), len(left))
     left = sorted(reversed(left), key=_last_duration, reverse=True)  # the longest first; late chapters take longer
-    work = joblib.Parallel(n_jobs=jobs or joblib.cpu_count(), batch_size=1, return_as="generator_unordered")
-    outcomes = work(joblib.delayed(_execute)(task, keys[task.name]) for task in left)
     failures = {}
+    outcomes = _side_by_side(left, keys, jobs or joblib.cpu_count())
     for task, outcome in tqdm(outcomes, desc="chapters", unit="chapter", total=len(left), disable=not left):
         if isinstance(outcome, Failure):
             log.error("%s", outcome)
@@ -97,6 +97,15 @@ def run(tasks: Iterable[Task], *, fresh: bool = False, jobs: int | None = None) 
         else:
             log.info("%s took %.0f s", task.name, outcome)
     return [failures[task.name] for task in tasks if task.name in failures]
+
+
+def _side_by_side(tasks: list[Task], keys: dict[str, str | None], jobs: int) -> Iterator[tuple[Task, Failure | float]]:
+    """Outcomes as they come; an interrupt ends the processes, and their kernels with them."""
+    if not tasks:
+        return
+    work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+    yield from work(joblib.delayed(_execute)(task, keys[task.name]) for task in tasks)
+    get_reusable_executor().shutdown()  # processes that are left idle would have the environment of today
 
 
 def _environment(root: Path) -> dict[str, Any]:
