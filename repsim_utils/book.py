@@ -1,51 +1,42 @@
-"""Execute the chapters, then build the pages from the executed copies. Nothing is written into ``chapters/``."""
+"""Execute the chapters that have changed, then build the pages from the executed copies.
+
+Nothing is written into ``chapters/``.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import altair
-import nbformat
 import papermill
+import torch
 import vl_convert
 import yaml
-from papermill.exceptions import PapermillExecutionError
-from tqdm import tqdm
 
-from repsim_utils import RepsimError, files, profiles
-
-log = logging.getLogger(__name__)
+from repsim_utils import RepsimError, execution, files, profiles
+from repsim_utils.execution import Task
 
 
 class BookError(RepsimError):
     """A chapter failed, or the pages could not be built."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Where a chapter failed."""
-
-    chapter: str
-    cell: int | None
-    message: str
-
-    def __str__(self) -> str:
-        where = "" if self.cell is None else f", cell {self.cell}"
-        return f"{self.chapter}{where}: {self.message}"
-
-
-def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None) -> Path:
-    """Execute every chapter of ``_toc.yml`` and build the HTML.
+def build(
+    root: Path,
+    profile: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    fresh: bool = False,
+    jobs: int | None = None,
+) -> Path:
+    """Execute the chapters of ``_toc.yml`` that have changed and build the HTML.
 
     Parameters
     ----------
@@ -55,6 +46,10 @@ def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None)
         Fills the chapters' parameters.
     parameters : mapping, optional
         Overrides; each must be a parameter of at least one chapter, and goes to the chapters that have it.
+    fresh : bool
+        Execute also what has not changed.
+    jobs : int, optional
+        How many chapters run at a time; by default as many as there are cores, or one where there is a GPU.
 
     Returns
     -------
@@ -68,10 +63,9 @@ def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None)
     ValueError
         If the profile or a parameter is unknown.
     """
+    root = root.resolve()
     if not (root / "_toc.yml").is_file():
-        raise BookError(
-            f"{root.resolve()} holds no book (no _toc.yml); run this in a checkout, or name one with --root"
-        )
+        raise BookError(f"{root} holds no book (no _toc.yml); run this in a checkout, or name one with --root")
     executed = root / "_build" / "executed"
     chapters = _chapters(root)
     notebooks = [chapter for chapter in chapters if chapter.suffix == ".ipynb"]
@@ -79,13 +73,12 @@ def build(root: Path, profile: str, parameters: Mapping[str, Any] | None = None)
     shutil.rmtree(executed, ignore_errors=True)
     ignore = shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints")
     shutil.copytree(root / "chapters", executed, ignore=ignore)
-    failures = []
-    for chapter in (bar := tqdm(notebooks, desc="chapters", unit="chapter")):
-        bar.set_postfix_str(str(chapter))
-        failure = _execute(root, chapter, executed / chapter, filled[chapter])
-        if failure:
-            log.error("%s", failure)
-            failures.append(failure)
+    kept = root / "_build" / "kept"
+    tasks = [
+        Task(root / "chapters" / name, executed / name, kept / name, root, parameters, str(name))
+        for name, parameters in filled.items()
+    ]
+    failures = execution.run(tasks, fresh=fresh, jobs=jobs or (1 if torch.cuda.is_available() else None))
     if failures:
         report = "\n".join(f"  {failure}" for failure in failures)
         raise BookError(f"{len(failures)} of {len(notebooks)} chapters failed (executed copies: {executed}):\n{report}")
@@ -120,43 +113,6 @@ def _fill(root: Path, notebooks: list[Path], profile: str, overrides: dict[str, 
         settings = profiles.load(profile, chapter.stem, **mine).model_dump(mode="json")
         filled[chapter] = {name: value for name, value in settings.items() if name in names} | {"profile": profile}
     return filled
-
-
-def _execute(root: Path, chapter: Path, output: Path, parameters: dict[str, Any]) -> Failure | None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    try:
-        papermill.execute_notebook(
-            str(root / "chapters" / chapter),
-            str(output),
-            parameters,
-            kernel_name="python3",
-            cwd=str(root),
-            progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        )
-    except PapermillExecutionError as error:
-        return Failure(str(chapter), error.cell_index, f"{error.ename}: {error.evalue}")
-    except Exception as error:  # a kernel that died, a file that is no notebook
-        return Failure(str(chapter), None, f"{type(error).__name__}: {error}")
-    log.info("%s took %.0f s", chapter, time.perf_counter() - start)
-    return _tidy(chapter, output)
-
-
-def _tidy(chapter: Path, path: Path) -> Failure | None:
-    """Drop progress bars, name the parameters of the run, and notice an error output that did not stop it."""
-    notebook = nbformat.read(path, as_version=4)
-    for index, cell in enumerate(notebook.cells):
-        if cell.cell_type != "code":
-            continue
-        if any(output.output_type == "error" for output in cell.outputs):
-            return Failure(str(chapter), index, "the cell holds an error output")
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace("# Parameters", "# Parameters of this run")
-            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    files.write(path, nbformat.writes(notebook).encode())
-    return None
 
 
 def _html(root: Path, executed: Path) -> Path:

@@ -339,13 +339,17 @@ def book(
     profile: ProfileOption = "smoke",
     parameters: ParameterOption = None,
     root: Annotated[Path, typer.Option(help="Checkout of the book.")] = Path(),
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Chapters at a time. Else one a core; with a GPU, one.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Execute also the chapters that have not changed.")] = False,
 ) -> None:
-    """Execute every chapter and build the pages."""
+    """Execute the chapters that have changed and build the pages."""
     try:
         from repsim_utils import book as builder
     except ImportError as error:
         raise RepsimError(f"{error}; building the book needs: pip install 'repsim_utils[book]'") from None
-    page = builder.build(root, profile, dict(_split(parameters)))
+    page = builder.build(root, profile, dict(_split(parameters)), fresh=fresh, jobs=jobs)
     typer.echo(f"The book is at {page.resolve()}")
 
 
