@@ -16,7 +16,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-book: $(STAMP) ## execute every chapter (PROFILE=smoke) and build the pages
+book: $(STAMP) ## execute chapters that changed (PROFILE=smoke), build the pages
 	$(BIN)/repsim book --profile $(PROFILE)
 
 test: $(STAMP) ## run the tests; those of the pages need `make book` and a Chromium
@@ -33,5 +33,5 @@ lint: $(STAMP) ## check style and types
 figure: $(STAMP) ## draw the main figure from the recorded results
 	$(BIN)/repsim figure --out chapters/images/task_overlap.svg
 
-clean:         ## remove built pages (not .venv, not the store)
+clean:         ## remove built pages and executed chapters (not .venv, not the store)
 	rm -rf _build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -349,6 +350,7 @@ def book(
         from repsim_utils import book as builder
     except ImportError as error:
         raise RepsimError(f"{error}; building the book needs: pip install 'repsim_utils[book]'") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the kernels end, too
     page = builder.build(root, profile, dict(_split(parameters)), fresh=fresh, jobs=jobs)
     typer.echo(f"The book is at {page.resolve()}")
 
