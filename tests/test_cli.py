@@ -74,7 +74,7 @@ def test_module_runs_as_a_program():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nothing"], "repsim: unknown experiment 'nothing'; choose from task_only, dataset"),
+        (["run", "nothing"], "repsim: unknown experiment 'nothing'; choose from dataset_overlap_vision, task"),
         (["run", "task_only", "--profile", "tiny"], "unknown profile 'tiny'; choose from laptop, paper, smoke\n"),
         (["run", "task_only", "-p", "sead", "1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
         (["run", "task_only", "-p", "sead=1"], "unknown setting sead of task_only; choose from seeds, overlaps"),
@@ -102,7 +102,7 @@ def test_module_runs_as_a_program():
 )
 def test_what_the_user_got_wrong_is_one_line_and_code_2(repsim, monkeypatch, arguments, message):
     monkeypatch.setattr(published, "record", None)
-    monkeypatch.setattr(task_only, "train", None)
+    monkeypatch.setattr(vision, "train", None)
     code, out, err = repsim(*arguments)
     assert code == 2 and message in err and out == ""
     assert err.startswith("repsim: ") and err.count("\n") == 1
@@ -140,7 +140,7 @@ def test_run_prints_a_summary(repsim, tmp_path, form):
 def test_run_uses_the_store_of_the_environment(repsim, tmp_path, monkeypatch):
     assert repsim("run", "task_only", *tiny(two_words))[0] == 0
     assert len(list((tmp_path / "default_store" / "models").iterdir())) == 4
-    monkeypatch.setattr(task_only, "train", None)
+    monkeypatch.setattr(vision, "train", None)
     assert repsim("run", "task_only", *tiny(one_word))[0] == 0  # both forms mean the same, and all is there
 
 
@@ -172,7 +172,7 @@ def test_record_writes_the_whole_laptop_table_and_what_is_there_is_not_run_again
     assert set(table.profile) == {"laptop"}
     assert set(zip(table.seed, table.seeds, strict=True)) == {(0, "chosen"), (5, "fresh")}
     before = checkout.read_bytes()
-    monkeypatch.setattr(task_only, "train", None)  # nothing of it is in the other store, and nothing is run
+    monkeypatch.setattr(vision, "train", None)  # nothing of it is in the other store, and nothing is run
     assert repsim(*RECORD, "--store", checkout.parent / "other")[0] == 0 and checkout.read_bytes() == before
 
 

@@ -149,7 +149,7 @@ def test_unknown_names_say_what_there_is():
     for section in ("task_onli", "model_dump"):
         with pytest.raises(
             ValueError,
-            match=f"unknown experiment '{section}'; choose from kernels, .*, task_only, dataset_overlap_vision",
+            match=f"unknown experiment '{section}'; choose from kernels, .*, dataset_overlap_vision, task_overlap_vision, task_only",
         ):
             profiles.load("smoke", section)
 

@@ -17,6 +17,7 @@ from repsim_utils.experiments import (
     language,
     policy,
     reading,
+    samples,
     task_only,
     vision,
 )
@@ -169,7 +170,7 @@ def test_the_primary_contrast_in_vision_comes_out_on_fresh_seeds_alone(kind, pro
 def test_a_probe_that_changes_along_the_curve_bends_it():
     table = published.recorded(vision.TASK)
     table = table[(table.metric == "cka") & (table.architecture == "small_resnet")]
-    gaps = {probe: probe_gap(table, probe) for probe in vision.GROUPS}
+    gaps = {probe: probe_gap(table, probe) for probe in samples.GROUPS}
     assert gaps["classes_seen_by_one"].low > 0
     assert gaps["common_classes"].high < 0 and gaps["classes_seen_by_none"].high < 0
 

@@ -1,25 +1,20 @@
-"""The book's experiments, by name."""
+"""The book's experiments, by name; a module below that registers one is named here."""
 
-from repsim_utils.experiments import (
-    adversarial_transfer,
-    diffusion,
-    finetuned,
-    jailbreak_finetuned,
-    jailbreak_transfer,
-    language,
-    task_only,
-    vision,
-)
+from importlib import import_module
+
 from repsim_utils.experiments.engine import EXPERIMENTS
 
-__all__ = [
-    "EXPERIMENTS",
-    "adversarial_transfer",
-    "diffusion",
-    "finetuned",
-    "jailbreak_finetuned",
-    "jailbreak_transfer",
-    "language",
-    "task_only",
+__all__ = ["EXPERIMENTS"]
+
+MODULES = (
     "vision",
-]
+    "task_only",
+    "language",
+    "finetuned",
+    "diffusion",
+    "adversarial_transfer",
+    "jailbreak_transfer",
+    "jailbreak_finetuned",
+)
+for name in MODULES:
+    import_module(f"{__name__}.{name}")

@@ -278,7 +278,7 @@ def by_hand(run, monkeypatch):
     good = {"refusal": 1.0, "over_refusal": 0.0, "free_exact": 1.0}
     records = [{"found": each, "gates": good} for each in found]
     models = [Talker([(20,), (30,), (41,)]), Talker([(21,), (20,), (60,)])]
-    monkeypatch.setattr(jailbreak_transfer, "asked", lambda member: request)
+    monkeypatch.setattr(jailbreak_transfer.Suffixes, "requests", lambda member: request)
     monkeypatch.setattr(policy, "said", lambda model, talk, mode, asked: ["i cannot help with gardening."] * len(asked))
     monkeypatch.setattr(jailbreak_transfer, "_prompt", lambda model, talk, question: Stub(model, question, request))
     monkeypatch.setattr(jailbreak_transfer, "_answers", lambda prompt, talk, suffixes: prompt.say(suffixes))
