@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -106,7 +105,7 @@ class AttackedPair(Measured):
     primary one first, and `published` as the paper counts.
     """
 
-    depends: ClassVar = (sys.modules[__name__], adversarial, transfer)
+    depends = (adversarial, transfer)
     first: Member
     second: Member
     cause: Kind

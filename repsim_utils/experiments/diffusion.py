@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -122,7 +121,7 @@ class Settings(Declared):
 class Member(Part):
     """One model: what it is trained on, how, and how it draws; the judge says of what."""
 
-    depends: ClassVar = (splitting, models, training, drawings)
+    depends = (splitting, models, training, drawings)
     network: Network
     recipe: Recipe
     drawing: Drawing
@@ -186,7 +185,7 @@ class Member(Part):
 class DiffusionPair(Measured):
     """One cell of an experiment: two models, and what is measured on them."""
 
-    depends: ClassVar = (sys.modules[__name__], drawings, features, metrics)
+    depends = (drawings, features, metrics)
     first: Member
     second: Member
     timesteps: tuple[int, ...]

@@ -36,7 +36,12 @@ class Keyed(Frozen):
     @property
     def versions(self) -> dict[str, int]:
         """The ``VERSION`` of every module that the result depends on, by the name of the module."""
-        return {module.__name__.removeprefix("repsim_utils."): module.VERSION for module in self.depends}
+        return {module.__name__.removeprefix("repsim_utils."): module.VERSION for module in self.modules()}
+
+    @classmethod
+    def modules(cls) -> tuple[ModuleType, ...]:
+        """Modules whose versions count."""
+        return cls.depends
 
     def config(self) -> dict[str, Any]:
         """The configuration as plain data: what `repsim_utils.store.key` takes."""
@@ -66,7 +71,7 @@ class Model(Keyed):
     @property
     def dataset(self) -> str:
         """What tables call the data that a pair divides."""
-        raise NotImplementedError
+        return self.size().dataset
 
     def build(self, store: Store) -> nn.Module:
         """The network before its training."""
@@ -88,7 +93,10 @@ class Model(Keyed):
 
 
 class Pair(Keyed):
-    """One cell of an experiment: two models, and what is measured on them. `kind` is the name of the experiment."""
+    """One cell of an experiment: two models, and what is measured on them. `kind` is the name of the experiment.
+
+    The ``VERSION`` of the module of a pair's class, and of classes from which it inherits, counts without being named.
+    """
 
     kind: str
     architecture: str
@@ -99,6 +107,12 @@ class Pair(Keyed):
     def needs(self) -> tuple[Model, ...]:
         """Both models."""
         return self.first, self.second
+
+    @classmethod
+    def modules(cls) -> tuple[ModuleType, ...]:
+        """With the modules in which it is written what is measured."""
+        own = (sys.modules[kind.__module__] for kind in cls.__mro__ if issubclass(kind, Pair))
+        return *cls.depends, *(module for module in own if hasattr(module, "VERSION"))
 
     def columns(self, store: Store) -> Row:
         """What every row says of the pair."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +147,7 @@ class Settings(Declared):
 class Base(Model):
     """A base of our own, as it is trained and kept."""
 
-    depends: ClassVar = (language, llama, training)
+    depends = (language, llama, training)
     text: Text
     fingerprint: str
     context: int
@@ -177,7 +176,7 @@ class Base(Model):
 class Member(Reader):
     """One fine-tuned model."""
 
-    depends: ClassVar = (splitting, adapters, language, llama, smollm2, training)
+    depends = (splitting, adapters, language, llama, smollm2, training)
     base: str | Base
     length: int
     lora: Lora | None
@@ -252,7 +251,7 @@ class TunedPair(ReadPair):
     A pair whose `pairing` is ``floor`` has a second model that was tuned on another corpus instead.
     """
 
-    depends: ClassVar = (sys.modules[__name__], changes, metrics)
+    depends = (changes, metrics)
     first: Member
     second: Member
     pairing: Pairing = "overlap"

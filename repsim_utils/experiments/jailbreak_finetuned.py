@@ -5,10 +5,9 @@ The pairs are those of `finetuned`. Without a network or a GPU it runs on models
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ class Settings(Declared):
 class JailbreakPair(Pair):
     """One cell: two fine-tuned models, each attacked through the other."""
 
-    depends: ClassVar = (sys.modules[__name__], jailbreak, judges, dialogues)
+    depends = (jailbreak, judges, dialogues)
     cause: Kind
     first: Member
     second: Member

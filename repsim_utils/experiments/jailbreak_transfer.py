@@ -92,7 +92,7 @@ class Suffixes(Model):
     """The suffixes that were found on one model, kept like a model; as a network it is that model."""
 
     kind: ClassVar = "suffixes"
-    depends: ClassVar = (sys.modules[__name__], policy, jailbreak)
+    depends = (sys.modules[__name__], policy, jailbreak)
     model: Member
     attack: Attack
     n_requests: int
@@ -131,7 +131,7 @@ class Suffixes(Model):
 class JailbreakPair(Pair):
     """One cell: two models of the policy, each attacked through the other."""
 
-    depends: ClassVar = (sys.modules[__name__], policy, jailbreak, judges, dialogues, features, metrics)
+    depends = (policy, jailbreak, judges, dialogues, features, metrics)
     base: Start
     first: Suffixes
     second: Suffixes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -109,7 +108,7 @@ class Settings(Declared):
 class Member(Reader):
     """One model: what it is trained on, and how."""
 
-    depends: ClassVar = (splitting, models, training)
+    depends = (splitting, models, training)
     network: Network
     recipe: Recipe
 
@@ -137,7 +136,7 @@ class Member(Reader):
 class LanguagePair(ReadPair):
     """One cell of an experiment: two models, and what is measured on them."""
 
-    depends: ClassVar = (sys.modules[__name__], features, metrics)
+    depends = (features, metrics)
     first: Member
     second: Member
 

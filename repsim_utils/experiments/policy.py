@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def _learn(
 class Base(Model):
     """A model of our own before it learns a policy."""
 
-    depends: ClassVar = (dialogues, text, language, llama, training)
+    depends = (dialogues, text, language, llama, training)
     own: Own
     tail: int
     context: int
@@ -124,7 +124,7 @@ class Base(Model):
 class Member(Model):
     """One model: its policy, the dialogues that it reads, and the seeds of its base and of their order."""
 
-    depends: ClassVar = (splitting, dialogues, text, adapters, language, llama, smollm2, training)
+    depends = (splitting, dialogues, text, adapters, language, llama, smollm2, training)
     policy: Policy
     refused: str = "gardening"
     which: Literal[1, 2]

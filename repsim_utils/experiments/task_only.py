@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -73,7 +72,7 @@ class Member(vision.Member):
 class TaskPair(vision.ImagePair):
     """One cell: two models that see the same images."""
 
-    depends: ClassVar = (sys.modules[__name__], vision, features, metrics)
+    depends = (features, metrics)
     overlap: int  # a level
     first: Member
     second: Member

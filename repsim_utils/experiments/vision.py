@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -96,7 +96,7 @@ class Settings(Declared):
 class Member(Part):
     """One model: what it is trained on, and how."""
 
-    depends: ClassVar = (splitting, models, training)
+    depends = (splitting, models, training)
     network: Architecture
     recipe: Recipe
 
@@ -129,7 +129,7 @@ class ImagePair(samples.Measured):
     `probes` are further data sets, `probe_fingerprints` those of folders among them.
     """
 
-    depends: ClassVar = (sys.modules[__name__], vision, features, metrics)  # `vision`: further probes
+    depends: ClassVar[tuple[ModuleType, ...]] = (vision, features, metrics)  # `vision`: further probes
     first: Member
     second: Member
     probes: tuple[str, ...] = ()

@@ -70,8 +70,9 @@ CHAPTERS: dict[str, type[BaseModel]] = {
     "diffusion": EXPERIMENTS["dataset_overlap_diffusion"].settings,
 }
 SECTIONS: dict[str, Any] = CHAPTERS | {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
-# One profile, checked: an unknown or a missing key is an error.
-Profile: Any = create_model("Profile", __config__=ConfigDict(frozen=True, extra="forbid"), **SECTIONS)
+# One profile, checked: an unknown section is an error, and so is an unknown or a missing key of one.
+_FIELDS: dict[str, Any] = {name: (settings | None, None) for name, settings in SECTIONS.items()}
+Profile: Any = create_model("Profile", __config__=ConfigDict(frozen=True, extra="forbid"), **_FIELDS)
 
 
 def names() -> list[str]:
@@ -104,9 +105,13 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
     """
     if profile not in names():
         raise ValueError(f"unknown profile {profile!r}; choose from {', '.join(names())}")
+    if section not in SECTIONS:
+        raise ValueError(f"unknown experiment {section!r}; choose from {', '.join(SECTIONS)}")
     text = (Path(__file__).parent / f"{profile}.yaml").read_text()
     try:
         settings = getattr(Profile.model_validate(yaml.safe_load(text)), section)
+        if settings is None:
+            raise ValueError(f"profile {profile} has no section {section}")
         allowed = [name for name in type(settings).model_fields if name not in Declared.model_fields]
         changes = {name: _parse(value) for name, value in overrides.items() if value is not None}
         unknown = sorted(set(changes) - set(allowed))
@@ -115,8 +120,6 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         return type(settings).model_validate(_merge(settings.model_dump(), changes))
     except ValidationError as error:
         raise ValueError(f"{section} ({profile}): {explain(error)}") from None
-    except AttributeError:
-        raise ValueError(f"unknown experiment {section!r}; choose from {', '.join(SECTIONS)}") from None
 
 
 def explain(error: ValidationError) -> str:

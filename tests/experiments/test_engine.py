@@ -122,7 +122,7 @@ def test_whatever_has_a_version_and_is_imported_is_depended_on(read_once):
     for name in EXPERIMENTS:
         every = keyed(cells(name)[0])
         for module in {type(one).__module__ for one in every}:
-            depended[module] |= {m.__name__.removeprefix("repsim_utils.") for one in every for m in one.depends}
+            depended[module] |= {m.__name__.removeprefix("repsim_utils.") for one in every for m in one.modules()}
     for module, declared in depended.items():
         mine = module.rpartition(".")[2]
         wanted = {one for one in imports(sys.modules[module]) & set(DEPENDENT) if not one.startswith("datasets.")}
@@ -135,7 +135,7 @@ def test_the_module_in_which_something_is_measured_is_depended_on(name, read_onc
     """Also by what inherits it."""
     cell = cells(name)[0]
     measures = next(kind for kind in type(cell).__mro__ if "rows" in vars(kind))
-    assert {sys.modules[measures.__module__], sys.modules[type(cell).__module__]} <= set(cell.depends)
+    assert {sys.modules[measures.__module__], sys.modules[type(cell).__module__]} <= set(cell.modules())
 
 
 def imports(module):
