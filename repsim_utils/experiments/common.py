@@ -1,16 +1,15 @@
-"""What all experiments are made of: frozen settings, an architecture, seeds, and the shape of an experiment."""
+"""What settings of experiments have in common: frozen, with seeds, overlaps and architectures that are checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from repsim_utils.metrics import PAPER, PUBLISHED, report
 from repsim_utils.models.vision import NAMES
-from repsim_utils.plan import Size
 
 LEAST_PROBE = 30  # samples; metrics that look at ten neighbors or ten dimensions say nothing with fewer
 
@@ -110,33 +109,3 @@ class Architecture(Frozen):
     depth: int = Field(1, ge=1)
     stem: str = Field("imagenet", pattern="^(imagenet|cifar)$")
     pretrained: bool = Field(False, exclude_if=lambda value: not value)
-
-
-class Experiment(NamedTuple):
-    """An experiment as the command line sees it.
-
-    Attributes
-    ----------
-    pairs : callable
-        From the settings of a profile to the cells: pairs of models.
-    train : callable
-        ``train(member, store, progress=…)``: one model, trained or taken from the store.
-    measure : callable
-        ``measure(pair, store, progress=…)``: rows of the table.
-    size : callable
-        From a member to what training it takes.
-    by : tuple of str
-        Columns by which a summary tells results apart.
-    prepare : callable
-        ``prepare(cells)`` fetches what they read, before anything is trained.
-    gallery : callable, optional
-        ``gallery(cells, store)``: pictures uint8 (rows, columns, 3, h, h), recorded beside the table.
-    """
-
-    pairs: Callable[[Any], list[Any]]
-    train: Callable[..., Any]
-    measure: Callable[..., list[dict[str, Any]]]
-    size: Callable[[Any], Size]
-    by: tuple[str, ...]
-    prepare: Callable[[list[Any]], None] = lambda cells: None
-    gallery: Callable[[list[Any], Any], Any] | None = None

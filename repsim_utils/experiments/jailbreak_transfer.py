@@ -98,11 +98,6 @@ class Suffixes(Model):
     n_requests: int
     arms: tuple[Arm, ...] = ARMS
 
-    @property
-    def dataset(self) -> str:
-        """What tables call what the pair divides."""
-        return self.model.dataset
-
     def needs(self) -> tuple[Member]:
         """The model under attack."""
         return (self.model,)

@@ -133,11 +133,6 @@ class Member(Model):
     order_seed: int
 
     @property
-    def dataset(self) -> str:
-        """What tables call what the pair divides."""
-        return "dialogues"
-
-    @property
     def base(self) -> Base | None:
         """What it begins with, if that is trained here."""
         if not isinstance(self.policy.base, Own):
