@@ -26,7 +26,7 @@ FEWER = {  # with AVX2 in place of AVX-512, which round otherwise, losses agree 
     "lora_grid, lr x 4": 8,
     "dataset_overlap_finetuned, small_corpus": 2,  # 135 million parameters, of which 20 steps take minutes
 }
-N_IMAGES, N_WINDOWS = 100, 24  # of what the pair is measured on
+N_IMAGES, N_WINDOWS = 100, 12  # of what the pair is measured on
 WRITTEN = Path(__file__).with_suffix(".json")
 
 

@@ -36,8 +36,8 @@ class TestSource:
     def test_parameters_are_settings_of_its_profile_section(self, path):
         (cell,) = _tagged(nbformat.read(path, as_version=4), "parameters")
         names = {line.split(" = ")[0] for line in cell.source.splitlines()}
-        section = profiles.Profile.model_fields[path.stem]
-        assert names - {"profile"} <= set(section.annotation.model_fields)
+        section = profiles.SECTIONS[path.stem]
+        assert names - {"profile"} <= set(section.model_fields)
         assert all("#" in line for line in cell.source.splitlines())
 
     def test_cells_are_short(self, path):
