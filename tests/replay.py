@@ -72,7 +72,11 @@ def represented(network, pair):
     """Representation of some of what the pair is measured on."""
     if isinstance(network, GPT):
         return represent_text(network, tokens(pair))[0]
-    images = next(iter(pair.own_probes(N_IMAGES).values()))
+    if hasattr(pair, "own_probes"):
+        images = next(iter(pair.own_probes(N_IMAGES).values()))
+    else:  # of a pair that nobody knows, pixels drawn at random
+        shape, generator = (N_IMAGES, 3, *2 * [pair.first.size().length]), torch.Generator().manual_seed(0)
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     if isinstance(network, Denoiser):
         return next(iter(represent_noisy(network, images, seed=0).values()))
     return represent(network, images)

@@ -1,10 +1,13 @@
 """The built pages, opened as files in a headless Chromium that has no network."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
+import yaml
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
@@ -12,26 +15,8 @@ ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRAWN = ".vega-embed canvas, .vega-embed svg.marks"
-CHARTS = {
-    "index.html": 0,
-    "measuring/kernels.html": 5,
-    "measuring/neighbourhoods.html": 5,
-    "measuring/subspaces_and_shapes.html": 10,
-    "measuring/significance.html": 3,
-    "datasets/color_shape_digit.html": 6,
-    "datasets/splitting.html": 7,
-    "datasets/text_corpora.html": 3,
-    "causes/task_only.html": 4,
-    "causes/dataset_overlap_vision.html": 6,
-    "causes/task_overlap_vision.html": 5,
-    "causes/dataset_overlap_language.html": 5,
-    "causes/task_overlap_language.html": 4,
-    "causes/finetuned_llm.html": 3,
-    "causes/diffusion.html": 11,
-    "consequences/adversarial_transfer.html": 12,
-    "consequences/jailbreak_transfer.html": 4,
-    "beyond/why_lora_hides_overlap.html": 5,
-}
+PAGES = [yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]]
+PAGES += re.findall(r"^ *- file: (\S+)$", (ROOT / "_toc.yml").read_text(), re.MULTILINE)
 
 
 def _missing(reason: str) -> None:
@@ -69,17 +54,30 @@ def page(browser):
     context.close()
 
 
-@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.parametrize("name", PAGES)
 def test_page(page, name):
     """Opened once; every check is made, and all that is wrong is reported."""
-    page.goto((HTML / name).as_uri(), wait_until="load")
-    wrong = list(_waited(page, CHARTS[name]))
+    path = HTML / f"{name}.html"
+    page.goto(path.as_uri(), wait_until="load")
+    n_charts = _made(name)
+    wrong = list(_waited(page, n_charts))
     wrong += [f"asked the network for {url}" for url in page.asked]
     wrong += [f"complained: {text}" for text in page.complaints]
-    wrong += [*_charts(page, CHARTS[name]), *_formulas(page, name), *_pictures(page)]
-    if (HTML / name).stat().st_size >= 2_000_000:
+    wrong += [*_charts(page, n_charts), *_formulas(page, name), *_pictures(page)]
+    if path.stat().st_size >= 2_000_000:
         wrong.append("the page is heavier than 2 MB")
     assert wrong == []
+
+
+def _made(name):
+    """How many charts the executed chapter holds; the start page is no chapter."""
+    if name == "index":
+        return 0
+    cells = nbformat.read(ROOT / "_build" / "executed" / f"{name}.ipynb", as_version=4).cells
+    shown = [output.get("data", {}) for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    n_charts = sum("vegaEmbed" in data.get("text/html", "") for data in shown)
+    assert n_charts, "a chapter shows its finding in a figure"
+    return n_charts
 
 
 def _waited(page, n_charts):
@@ -112,7 +110,7 @@ def _charts(page, expected):
 
 def _formulas(page, name):
     formulas = page.query_selector_all(".math")
-    if (name == "index.html") != (not formulas):
+    if (name == "index") != (not formulas):
         yield f"{len(formulas)} formulas"
     for formula in formulas:
         if not formula.query_selector("mjx-container mjx-math"):

@@ -15,6 +15,7 @@ import repsim_utils
 from repsim_utils import profiles
 from repsim_utils.datasets import corpora
 from repsim_utils.experiments import EXPERIMENTS, engine
+from repsim_utils.published import recorded_path
 from repsim_utils.store import key
 
 OVERLAP = {"dataset_overlap_vision", "task_overlap_vision"}
@@ -26,6 +27,7 @@ CHATS = {"jailbreak_transfer", "jailbreak_finetuned"}
 ADVERSARIAL = {"adversarial_transfer"}
 TUNED = FINETUNED | CHATS
 READERS = LANGUAGE | TUNED
+BOOK = VISION | DIFFUSION | READERS | ADVERSARIAL
 DEPENDENT = {  # whose keys move when the VERSION of a module is raised
     "attacks.adversarial": ADVERSARIAL,
     "attacks.jailbreak": CHATS,
@@ -48,14 +50,14 @@ DEPENDENT = {  # whose keys move when the VERSION of a module is raised
     "experiments.task_only": {"task_only"},
     "experiments.vision": VISION,
     "features": VISION | DIFFUSION | LANGUAGE | {"jailbreak_transfer"},
-    "metrics": set(EXPERIMENTS) - ADVERSARIAL - {"jailbreak_finetuned"},
+    "metrics": BOOK - ADVERSARIAL - {"jailbreak_finetuned"},
     "models.adapters": TUNED,
     "models.diffusion": DIFFUSION,
     "models.language": READERS,
     "models.llama": TUNED,
     "models.smollm2": TUNED,
     "models.vision": VISION | DIFFUSION | ADVERSARIAL,
-    "overlap": set(EXPERIMENTS),
+    "overlap": BOOK,
     "training.diffusion": DIFFUSION,
     "training.language": READERS,
     "training.vision": VISION | DIFFUSION | ADVERSARIAL,
@@ -84,7 +86,14 @@ def with_version():
 
 
 def test_of_every_module_with_a_version_it_is_known_what_depends_on_it():
-    assert with_version() == set(DEPENDENT)
+    added = {f"experiments.{name}" for name in set(EXPERIMENTS) - BOOK}  # of which the next tests take care
+    assert with_version() - added == set(DEPENDENT)
+
+
+def test_what_is_recorded_has_a_version(read_once):
+    for name in EXPERIMENTS:
+        if recorded_path(name).is_file():
+            assert hasattr(sys.modules[type(cells(name)[0]).__module__], "VERSION")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +107,7 @@ def read_once():
 @pytest.mark.parametrize("module", DEPENDENT)
 def test_a_raised_version_moves_the_keys_of_what_depends_on_it_and_no_other(module, read_once, monkeypatch):
     monkeypatch.setattr(import_module(f"repsim_utils.{module}"), "VERSION", 1_000)
-    moved = {name for name in EXPERIMENTS if key(cells(name)[0].config()) != read_once[name][0]}
+    moved = {name for name in BOOK if key(cells(name)[0].config()) != read_once[name][0]}
     assert moved == DEPENDENT[module]
 
 
@@ -110,10 +119,8 @@ def test_what_measures_does_not_make_models_be_trained_again(module, kept, read_
             assert type(one).__name__ != kept or key(one.config()) == then
 
 
-# Modules of experiments whose classes alone are used: what these depend on, they declare themselves.
-CLASSES_ONLY = {("adversarial_transfer", "vision"), ("diffusion", "vision"), ("policy", "finetuned")} | {
-    ("jailbreak_finetuned", other) for other in ("finetuned", "jailbreak_transfer")
-}
+# Modules of experiments of which are used, beside classes, cells and what fetches data: no measurement.
+NOT_MEASURED = {("adversarial_transfer", "vision"), ("diffusion", "vision"), ("jailbreak_finetuned", "finetuned")}
 
 
 def test_whatever_has_a_version_and_is_imported_is_depended_on(read_once):
@@ -126,7 +133,7 @@ def test_whatever_has_a_version_and_is_imported_is_depended_on(read_once):
     for module, declared in depended.items():
         mine = module.rpartition(".")[2]
         wanted = {one for one in imports(sys.modules[module]) & set(DEPENDENT) if not one.startswith("datasets.")}
-        wanted -= {f"experiments.{other}" for which, other in CLASSES_ONLY if which == mine}
+        wanted -= {f"experiments.{other}" for which, other in NOT_MEASURED if which == mine}
         assert wanted <= declared, mine
 
 
@@ -135,15 +142,22 @@ def test_the_module_in_which_something_is_measured_is_depended_on(name, read_onc
     """Also by what inherits it."""
     cell = cells(name)[0]
     measures = next(kind for kind in type(cell).__mro__ if "rows" in vars(kind))
-    assert {sys.modules[measures.__module__], sys.modules[type(cell).__module__]} <= set(cell.modules())
+    modules = {sys.modules[kind.__module__] for kind in (measures, type(cell))}
+    assert {module for module in modules if hasattr(module, "VERSION")} <= set(cell.modules())
 
 
 def imports(module):
-    """Modules of the package that a module imports, or imports from, without the package's name."""
+    """Modules of the package that a module imports, or imports from, without the package's name.
+
+    Of experiments, classes say themselves what they depend on.
+    """
     found = set()
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("repsim_utils"):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names, source = {alias.name for alias in node.names}, import_module(node.module)
+            classes = all(inspect.isclass(getattr(source, name, None)) for name in names)
+            found |= {f"{node.module}.{name}" for name in names}
+            found |= set() if classes and ".experiments." in node.module else {node.module}
     return {name.removeprefix("repsim_utils.") for name in found}
 
 
