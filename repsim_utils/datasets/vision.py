@@ -129,9 +129,7 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
     """
     size = _size(source, size)
     if source in NAMES:
-        from repsim_utils.datasets.archives import archives_of
-
-        sums = [DIGITS_SHA256] if source == "digits" else [archive.md5 for archive in archives_of(str(source))]
+        sums = [DIGITS_SHA256] if source == "digits" else _sums(str(source))
         digest = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
         return f"{source}@{digest[:8]}-{size}"
     folder = Path(source).expanduser().absolute()
@@ -139,6 +137,12 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
         raise DataError(f"there is no folder {folder}; data sets known by name are {', '.join(NAMES)}")
     paths = sorted(path for listed in listing(folder)[1].values() for path, _ in listed)
     return files.digest([contents(folder, paths), size])[:16]
+
+
+def _sums(name: str) -> list[str]:
+    from repsim_utils.datasets.archives import archives_of
+
+    return [archive.md5 for archive in archives_of(name)]
 
 
 def _size(source: str | Path, size: int | None) -> int:
