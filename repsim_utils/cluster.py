@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -82,6 +84,7 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
 def dask_setup(worker: Any) -> None:
     """Let a worker of `workers` end without a word: Ctrl-C, which a terminal sends to all, is the sweep's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(gc.freeze)  # as in `repsim_utils.cli.main`: it ends sooner
     tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would be left behind
     _take_card(worker.name)
     _quiet()
