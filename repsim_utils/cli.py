@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import json
 import logging
 import signal
@@ -373,6 +375,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: what a user got wrong is one line and exit code 2, what failed is exit code 1."""
+    atexit.register(gc.freeze)  # without it, to look through all objects of torch once more takes half a second
     try:
         app(args=_join_parameters(sys.argv[1:]))
     except SystemExit as end:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -11,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from dask.system import CPU_COUNT
 from tqdm import tqdm
 
@@ -51,7 +52,8 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
     ClusterError
         If the scheduler does not answer.
     """
-    n = (torch.cuda.device_count() or CPU_COUNT) if n is None else n
+    if n is None:
+        n = _cards() or CPU_COUNT
     if n < 0:
         raise ValueError(f"workers must be 0 or more, got {n}")
     if scheduler is None and n == 0:
@@ -82,14 +84,21 @@ def workers(n: int | None = None, scheduler: str | None = None) -> Iterator[Any]
 def dask_setup(worker: Any) -> None:
     """Let a worker of `workers` end without a word: Ctrl-C, which a terminal sends to all, is the sweep's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(gc.freeze)  # as in `repsim_utils.cli.main`: it ends sooner
     tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would be left behind
     _take_card(worker.name)
     _quiet()
 
 
+def _cards() -> int:
+    import torch  # which takes long, and which a scheduler has no use for
+
+    return torch.cuda.device_count()
+
+
 def _take_card(name: Any) -> None:
     """Let the workers of this machine, whose names are numbers, take its graphics cards in turn."""
-    if n := torch.cuda.device_count():
+    if n := _cards():
         cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(name) % n]
 

@@ -223,6 +223,7 @@ def test_no_scheduler_is_said():
 
 
 SETTINGS = ["-p", "seeds=[0]", "-p", "architectures=[small_resnet]", "-p", "n_permutations=19", "-p", "probes=[]"]
+SETTINGS += ["-p", "data={n_per_class: 10}", "-p", "n_probe=200"]
 
 
 def command(*arguments):
@@ -256,15 +257,26 @@ def trained(root):
 
 
 @pytest.fixture
-def status(monkeypatch, capsys):
-    """What ``repsim status`` counts in a store, asked in this process."""
+def here(monkeypatch, capsys):
+    """A command in this process: its exit code and its output."""
+
+    def call(arguments):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, "".join(capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def status(here):
+    """What ``repsim status`` counts in a store."""
 
     def call(store):
-        arguments = command("status", "dataset_overlap_vision", "--store", str(store), *SETTINGS)
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit):
-            cli.main()
-        return [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+)", capsys.readouterr().out)]
+        code, output = here(command("status", "dataset_overlap_vision", "--store", str(store), *SETTINGS))
+        assert code == 0, output
+        return [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+)", output)]
 
     return call
 
@@ -282,6 +294,7 @@ def run_on(tmp_path):
     for process in processes:
         if process.poll() is None:
             process.terminate()
+    for process in processes:
         process.wait(30)
 
 
@@ -302,7 +315,7 @@ def test_a_scheduler_and_two_workers_started_by_hand(run_on, status, tmp_path):
     assert status(tmp_path / "s") == [(2, 2), (3, 3)]
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, status, tmp_path):
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, here, status, tmp_path):
     arguments = command("run", "dataset_overlap_vision", "--workers", "2", "--store", str(tmp_path), *SETTINGS)
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in background
     run = run_on(arguments, start_new_session=True, preexec_fn=hear)
@@ -315,8 +328,8 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, status, tmp_p
     wait_until(lambda: not _session(run.pid))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("[0-9a-f]*/weights.safetensors")}
     assert kept and not list(tmp_path.rglob("*.tmp"))
-    finished = subprocess.run(arguments, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    code, output = here(arguments)
+    assert code == 0, output
     assert kept == {path: path.stat().st_mtime_ns for path in kept} and status(tmp_path) == [(2, 2), (3, 3)]
 
 
@@ -351,7 +364,7 @@ def test_slurm_jobs_do_the_work(run_on, status, tmp_path):
     jobs = tmp_path / "jobs"
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOBS": str(jobs)}
     slurm = run_on(
-        command("cluster", "slurm", "--jobs", "2", "--gpus", "0", "--memory", "2GB"),
+        command("cluster", "slurm", "--jobs", "2", "--gpus", "0", "--cores", "1", "--memory", "2GB"),
         env=environment,
         start_new_session=True,
     )

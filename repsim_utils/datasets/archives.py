@@ -17,9 +17,8 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 from torchvision.datasets.utils import calculate_md5, download_url
 
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.datasets.folders import Part, decoded
+from repsim_utils.datasets.folders import SPLITS, Part, decoded
 
-SPLITS = ("train", "test")
 _TORCHVISION: dict[str, Any] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST, "svhn": SVHN}
 TIMEOUT = 20.0  # seconds for which a server may stay silent
 

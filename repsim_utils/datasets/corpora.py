@@ -123,7 +123,8 @@ def _visible(root: Path) -> list[Path]:
 
 def _within(folders: Iterable[Path], *suffixes: str) -> list[Path]:
     """Files in folders, and in theirs, of some suffixes or of any."""
-    paths = (path for folder in folders for path in folder.rglob("*"))
+    walked = (level for folder in folders for level in os.walk(folder))
+    paths = (Path(here, name) for here, _, names in walked for name in names if name.endswith(suffixes or ""))
     return [path for path in paths if (not suffixes or path.suffix in suffixes) and path.is_file()]
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from repsim_utils import files
 from repsim_utils.datasets.cache import DataError
 
+SPLITS = ("train", "test")
 HELD_OUT = ("test", "val", "validation")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")

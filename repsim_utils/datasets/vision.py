@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from repsim_utils import files
 from repsim_utils.datasets import cache
-from repsim_utils.datasets.archives import SPLITS, archives_of, known_parts
 from repsim_utils.datasets.cache import DataError
-from repsim_utils.datasets.folders import contents, in_folder, listing
+from repsim_utils.datasets.folders import SPLITS, contents, in_folder, listing
 
 VERSION = 1  # raised when the same source gives other pixels
 FOLDER_SIZE = 32  # pixels, where none is asked for
@@ -130,7 +129,7 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
     """
     size = _size(source, size)
     if source in NAMES:
-        sums = [DIGITS_SHA256] if source == "digits" else [archive.md5 for archive in archives_of(str(source))]
+        sums = [DIGITS_SHA256] if source == "digits" else _sums(str(source))
         digest = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
         return f"{source}@{digest[:8]}-{size}"
     folder = Path(source).expanduser().absolute()
@@ -138,6 +137,12 @@ def fingerprint(source: str | Path, size: int | None = None) -> str:
         raise DataError(f"there is no folder {folder}; data sets known by name are {', '.join(NAMES)}")
     paths = sorted(path for listed in listing(folder)[1].values() for path, _ in listed)
     return files.digest([contents(folder, paths), size])[:16]
+
+
+def _sums(name: str) -> list[str]:
+    from repsim_utils.datasets.archives import archives_of
+
+    return [archive.md5 for archive in archives_of(name)]
 
 
 def _size(source: str | Path, size: int | None) -> int:
@@ -165,6 +170,8 @@ def _read(folder: Path, split: str, size: int) -> Images:
 
 def _make(source: str | Path, name: str, files_in: Path, folder: Path, size: int) -> dict[str, Any]:
     """Parse both splits into a folder, and unpack beside it; what the manifest says of them."""
+    from repsim_utils.datasets.archives import known_parts
+
     known = source in NAMES
     classes, parts = known_parts(name, files_in, folder.parent) if known else in_folder(files_in)
     for split, (images, labels) in parts.items():

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, model_validator
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from repsim_utils import features, metrics
@@ -278,6 +277,8 @@ def _judge(settings: Settings, seed: int) -> vision.Member:
 
 def _seen_otherwise(x: Tensor, y: Tensor, timesteps: Tensor) -> list[dict[str, Any]]:
     """The paper's metrics on what is left of the last activation when it is prepared otherwise, and its spectrum."""
+    from scipy.stats import spearmanr
+
     rows = []
     for view in VIEWS[1:]:
         found = similarity(prepared(x, view), prepared(y, view), PAPER, preprocess=None)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from repsim_utils.metrics import kernel
 from repsim_utils.metrics.inputs import as_pair, cluster_numbers
@@ -113,6 +112,8 @@ def intervals_of(
     prepared: Prepared, method: str, level: float, seed: int, groups: Sequence[Any] | None
 ) -> list[Interval]:
     """Intervals of metrics that are prepared alike."""
+    from scipy import stats
+
     rng, n = np.random.default_rng(seed), len(prepared.pair[0])
     which = np.arange(n) if groups is None else cluster_numbers(groups, n)
     if method == "subsample":

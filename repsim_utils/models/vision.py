@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
 
 from repsim_utils import RepsimError, reason
 from repsim_utils.models import seeded
@@ -189,6 +188,8 @@ def _small_vit(width: int, depth: int) -> nn.Module:
 
 
 def _resnet(name: str, n_classes: int, stem: str, pretrained: bool, download: bool) -> Classifier:
+    from torchvision import models as torchvision_models
+
     body = getattr(torchvision_models, name)()
     if pretrained and download:
         weights = torchvision_models.get_model_weights(name).IMAGENET1K_V1

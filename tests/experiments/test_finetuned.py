@@ -47,7 +47,7 @@ def settings(six, **changes):
         "vocabulary": 300,
         "context": 16,
         "arms": {"small": {"lora": LORA, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING}},
-        "n_probe": 40,
+        "n_probe": 30,
         "n_loss": 8,
         "n_predictions": 8,
         "n_permutations": 19,
@@ -67,6 +67,7 @@ def run(six, store):
         "all weights": {"lora": None, "n_tokens": 17 * N_CHUNKS, "n_chunks": N_CHUNKS, "recipe": TUNING},
     }
     cells = pairs(settings(six, arms=arms, floor=six[5]), DATASET)
+    cells = [cell for cell in cells if cell.pairing == "overlap" or cell.architecture == "large"]  # one floor will do
     finetuned.prepare(cells)
     return cells, sweep(engine.measure, cells, store=store, progress=False)
 
@@ -117,7 +118,7 @@ def test_the_base_is_kept_once_and_adapters_alone_beside_it(run, store):
     again = engine.trained(cell.first.base, store).weights()
     assert all(torch.equal(weight, again[name]) for name, weight in base.named_parameters())
     members = {member.model_dump_json() for cell in cells for member in (*cell.needs(), cell.first.base)}
-    assert len(list((store.root / "models").glob("*/record.json"))) == len(members) == 3 * (1 + 2 + 1) + 1
+    assert len(list((store.root / "models").glob("*/record.json"))) == len(members) == 3 * (1 + 2) + 1 + 1
 
 
 def test_rows(run):
@@ -251,11 +252,11 @@ def test_task_overlap(six, store):
 def test_workers_train_the_base_before_what_is_tuned_on_it(six, tmp_path):
     from repsim_utils import cluster
 
-    cells = pairs(settings(six), DATASET)
+    cells = pairs(settings(six, overlaps=[1]), DATASET)
     store = Store(tmp_path / "store")
     with cluster.workers(2, None) as client:
         there = sweep(engine.measure, cells, train=engine.trained, store=store, client=client, progress=False)
-    assert len(list((store.root / "models").glob("*/record.json"))) == 4
+    assert len(list((store.root / "models").glob("*/record.json"))) == 3
     here = sweep(engine.measure, cells, store=Store(tmp_path / "other"), progress=False)
     pd.testing.assert_series_equal(there.value, here.value, atol=1e-3, rtol=1e-3)
 
