@@ -19,6 +19,7 @@ import papermill
 import torch
 import vl_convert
 import yaml
+from filelock import Timeout
 
 from repsim_utils import RepsimError, execution, files, profiles
 from repsim_utils.execution import Task
@@ -59,17 +60,27 @@ def build(
     Raises
     ------
     BookError
-        If a chapter failed (all others were executed nevertheless), or Jupyter Book had a warning.
+        If a chapter failed (all others were executed nevertheless), Jupyter Book had a warning, or another process
+        builds this book.
     ValueError
         If the profile or a parameter is unknown.
     """
     root = root.resolve()
     if not (root / "_toc.yml").is_file():
         raise BookError(f"{root} holds no book (no _toc.yml); run this in a checkout, or name one with --root")
-    executed = root / "_build" / "executed"
-    chapters = _chapters(root)
-    notebooks = [chapter for chapter in chapters if chapter.suffix == ".ipynb"]
+    notebooks = [chapter for chapter in _chapters(root) if chapter.suffix == ".ipynb"]
     filled = _fill(root, notebooks, profile, dict(parameters or {}))
+    try:
+        alone = files.lock(root / "_build" / "lock").acquire(timeout=0)
+    except Timeout:
+        raise BookError(f"another process builds the book in {root}; wait until it has ended") from None
+    with alone:
+        return _html(root, _executed(root, filled, fresh, jobs))
+
+
+def _executed(root: Path, filled: dict[Path, dict[str, Any]], fresh: bool, jobs: int | None) -> Path:
+    """The folder with the executed chapters."""
+    executed = root / "_build" / "executed"
     shutil.rmtree(executed, ignore_errors=True)
     ignore = shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints")
     shutil.copytree(root / "chapters", executed, ignore=ignore)
@@ -81,8 +92,8 @@ def build(
     failures = execution.run(tasks, fresh=fresh, jobs=jobs or (1 if torch.cuda.is_available() else None))
     if failures:
         report = "\n".join(f"  {failure}" for failure in failures)
-        raise BookError(f"{len(failures)} of {len(notebooks)} chapters failed (executed copies: {executed}):\n{report}")
-    return _html(root, executed)
+        raise BookError(f"{len(failures)} of {len(filled)} chapters failed (executed copies: {executed}):\n{report}")
+    return executed
 
 
 def _chapters(root: Path) -> list[Path]:

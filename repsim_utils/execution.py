@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -89,32 +90,38 @@ def run(tasks: Iterable[Task], *, fresh: bool = False, jobs: int | None = None) 
     log.info("%d of %d chapters are unchanged, %d are executed", len(tasks) - len(left), len(tasks), len(left))
     left = sorted(reversed(left), key=_last_duration, reverse=True)  # the longest first; late chapters take longer
     failures = {}
-    outcomes = _side_by_side(left, keys, jobs or joblib.cpu_count())
+    outcomes = _side_by_side(left, jobs or joblib.cpu_count())
     for task, outcome in tqdm(outcomes, desc="chapters", unit="chapter", total=len(left), disable=not left):
         if isinstance(outcome, Failure):
             log.error("%s", outcome)
             failures[task.name] = outcome
         else:
             log.info("%s took %.0f s", task.name, outcome)
+            unchanged = keys[task.name] == _key(task, _environment(task.folder))
+            _keep(task, keys[task.name] if unchanged else None, outcome)  # else it may be of what was written meanwhile
     return [failures[task.name] for task in tasks if task.name in failures]
 
 
-def _side_by_side(tasks: list[Task], keys: dict[str, str | None], jobs: int) -> Iterator[tuple[Task, Failure | float]]:
+def _side_by_side(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Failure | float]]:
     """Outcomes as they come; an interrupt ends the processes, and their kernels with them."""
     if not tasks:
         return
     work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-    yield from work(joblib.delayed(_execute)(task, keys[task.name]) for task in tasks)
+    yield from work(joblib.delayed(_execute)(task) for task in tasks)
     get_reusable_executor().shutdown()  # processes that are left idle would have the environment of today
 
 
 def _environment(root: Path) -> dict[str, Any]:
-    """What every chapter depends on: this package, its tables, the pinned requirements, Python, what is installed."""
-    sums = _sums(PACKAGE) | _sums(files.data_folder())
+    """What every chapter depends on: the package, its tables, the pinned requirements, Python, what is installed.
+
+    A kernel that runs in a checkout imports the package from there.
+    """
+    here = (root / PACKAGE.name).is_dir()
+    sums = _sums(root / PACKAGE.name if here else PACKAGE) | _sums(root / "data" if here else files.data_folder())
     if (requirements := root / "requirements.txt").is_file():
         sums["requirements.txt"] = files.sha256(requirements)
     installed = sorted({f"{found.name}=={found.version}" for found in metadata.distributions()})
-    return {"files": sums, "python": sys.version, "installed": installed}
+    return {"files": sums, "python": sys.version, "installed": installed, "data": os.environ.get("REPSIM_DATA")}
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -137,7 +144,10 @@ def _is_path(value: Any, folder: Path) -> bool:
         return any(_is_path(part, folder) for part in value.values())
     if isinstance(value, list | tuple):
         return any(_is_path(part, folder) for part in value)
-    return isinstance(value, str) and bool(value) and (folder / Path(value).expanduser()).exists()
+    try:
+        return isinstance(value, str) and bool(value) and (folder / Path(value).expanduser()).exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, an unknown user
+        return False
 
 
 def _about(task: Task) -> dict[str, Any]:
@@ -173,8 +183,8 @@ def _keep(task: Task, key: str | None, seconds: float) -> None:
     files.write(task.kept.with_suffix(".json"), files.canonical_json(about))
 
 
-def _execute(task: Task, key: str | None) -> tuple[Task, Failure | float]:
-    """Execute a notebook, keep it if it succeeded, and say how it failed or how many seconds it took."""
+def _execute(task: Task) -> tuple[Task, Failure | float]:
+    """Execute a notebook, and say how it failed or how many seconds it took."""
     start = time.perf_counter()
     task.output.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -194,9 +204,7 @@ def _execute(task: Task, key: str | None) -> tuple[Task, Failure | float]:
         failure = Failure(task.name, None, f"{type(error).__name__}: {error}")
     if failure:
         return task, failure
-    seconds = time.perf_counter() - start
-    _keep(task, key, seconds)
-    return task, seconds
+    return task, time.perf_counter() - start
 
 
 def _tidy(task: Task) -> Failure | None:

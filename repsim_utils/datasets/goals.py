@@ -7,6 +7,7 @@ from itertools import islice
 from repsim_utils.datasets import corpora
 from repsim_utils.datasets.cache import DataError
 
+VERSION = 1  # raised when the same name gives other requests
 BENIGN = (
     "Write a short poem about rain on a tin roof.",
     "Explain how to water a fern.",

@@ -120,7 +120,7 @@ class Settings(Declared):
 class Member(Part):
     """One model: what it is trained on, how, and how it draws; the judge says of what."""
 
-    depends = (splitting, models, training, drawings)
+    depends = (splitting, models, training, drawings, features)
     network: Network
     recipe: Recipe
     drawing: Drawing

@@ -28,15 +28,18 @@ class Keyed(Frozen):
     """A configuration whose JSON is its key in the store; with it change the versions of what its result depends on.
 
     `depends` names modules with a ``VERSION`` that the result of this class depends on, beside what it says of others.
+    `version` is of the class itself: raised when what is written in it gives another result.
     """
 
     depends: ClassVar[tuple[ModuleType, ...]] = ()
+    version: ClassVar[int] = 1
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def versions(self) -> dict[str, int]:
-        """The ``VERSION`` of every module that the result depends on, by the name of the module."""
-        return {module.__name__.removeprefix("repsim_utils."): module.VERSION for module in self.modules()}
+        """The ``VERSION`` of every module that the result depends on, by its name; and that of the class, from 2 on."""
+        found = {module.__name__.removeprefix("repsim_utils."): module.VERSION for module in self.modules()}
+        return found | ({type(self).__name__: self.version} if self.version > 1 else {})
 
     @classmethod
     def modules(cls) -> tuple[ModuleType, ...]:

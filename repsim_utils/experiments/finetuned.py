@@ -147,7 +147,7 @@ class Settings(Declared):
 class Base(Model):
     """A base of our own, as it is trained and kept."""
 
-    depends = (language, llama, training)
+    depends = (adapters, language, llama, training)
     text: Text
     fingerprint: str
     context: int

@@ -78,7 +78,7 @@ class Settings(Declared):
 class JailbreakPair(Pair):
     """One cell: two fine-tuned models, each attacked through the other."""
 
-    depends = (jailbreak, judges, dialogues)
+    depends = (jailbreak, judges, dialogues, goals)
     cause: Kind
     first: Member
     second: Member

@@ -94,7 +94,7 @@ def _learn(
 class Base(Model):
     """A model of our own before it learns a policy."""
 
-    depends = (dialogues, text, language, llama, training)
+    depends = (dialogues, text, adapters, language, llama, training)
     own: Own
     tail: int
     context: int

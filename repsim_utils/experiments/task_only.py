@@ -90,7 +90,8 @@ class TaskPair(vision.ImagePair):
 
     def alike(self, x: Tensor, y: Tensor) -> list[Row]:
         """Similarities with all of `repsim_utils.metrics.Calibrated`."""
-        return report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, seed=self.second.seed)
+        how: dict[str, Any] = {"n_permutations": self.n_permutations, "seed": self.second.seed}
+        return report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, **how)
 
 
 @experiment(EXPERIMENT, by=("metric", "overlap", "pair"))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import repsim_utils
-from repsim_utils import book, profiles
+from repsim_utils import book, files, profiles
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").rglob("*.ipynb"))
@@ -103,6 +103,12 @@ def test_an_unknown_parameter_stops_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"no chapter has the parameter sed; there is profile, seed"):
         book.build(tmp_path, "smoke", {"sed": 5})
     assert not (tmp_path / "_build").exists()
+
+
+def test_one_process_at_a_time_builds_a_book(tmp_path):
+    _small_book(tmp_path, one="1")
+    with files.lock(tmp_path / "_build" / "lock"), pytest.raises(book.BookError, match="another process builds"):
+        book.build(tmp_path, "smoke")
 
 
 def test_warnings_are_errors(tmp_path):

@@ -116,6 +116,27 @@ def test_other_parameters_have_it_executed_again(tmp_path):
     assert _runs(tmp_path, "a") == ["1", "2"]
 
 
+def test_what_is_changed_during_its_execution_is_not_kept(tmp_path, package):
+    task = _task(tmp_path, "a", f'open("{package}/module.py", "w").write("3")')
+    assert execution.run([task]) == []
+    (package / "module.py").write_text("1\n")
+    assert execution.run([task]) == []
+    assert len(_runs(tmp_path, "a")) == 2
+
+
+def test_a_kernel_in_a_checkout_imports_the_package_from_there(tmp_path, package):
+    (tmp_path / package.name).mkdir(exist_ok=True)
+    task = _task(tmp_path, "a")
+    before = _key(task)
+    (tmp_path / package.name / "module.py").write_text("4\n")
+    assert _key(task) != before
+
+
+@pytest.mark.parametrize("value", ["a" * 300, "~nobody-here/x", "a\0b"])
+def test_text_that_can_be_no_path_is_text(tmp_path, value):
+    assert _key(_task(tmp_path, "a", value=value))
+
+
 def test_what_reads_a_folder_of_the_users_is_always_executed(tmp_path):
     (tmp_path / "photos").mkdir()
     assert _key(_task(tmp_path, "a", value="elsewhere"))

@@ -36,6 +36,7 @@ DEPENDENT = {  # whose keys move when the VERSION of a module is raised
     "datasets.color_shape_digit": VISION | DIFFUSION | ADVERSARIAL,
     "datasets.corpora": READERS - {"jailbreak_transfer"},
     "datasets.dialogues": CHATS,
+    "datasets.goals": {"jailbreak_finetuned"},
     "datasets.text": READERS,
     "datasets.vision": OVERLAP | ADVERSARIAL,  # further probes, and the source of a control
     "experiments.adversarial_transfer": ADVERSARIAL,
@@ -109,6 +110,29 @@ def test_a_raised_version_moves_the_keys_of_what_depends_on_it_and_no_other(modu
     monkeypatch.setattr(import_module(f"repsim_utils.{module}"), "VERSION", 1_000)
     moved = {name for name in BOOK if key(cells(name)[0].config()) != read_once[name][0]}
     assert moved == DEPENDENT[module]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "kept"),
+    [
+        ("features", "dataset_overlap_diffusion", {"Member"}),  # how good its drawings are is in its record
+        ("models.adapters", "lora_grid", {"Base", "Member"}),
+        ("models.adapters", "jailbreak_transfer", {"Base", "Member", "Suffixes"}),
+        ("attacks.jailbreak", "jailbreak_transfer", {"Suffixes"}),
+    ],
+)
+def test_models_are_trained_again_where_what_is_kept_of_them_changes(module, name, kept, read_once, monkeypatch):
+    monkeypatch.setattr(import_module(f"repsim_utils.{module}"), "VERSION", 1_000)
+    every = zip(keyed(cells(name)[0])[1:], read_once[name][1:], strict=True)
+    assert {type(one).__name__ for one, then in every if key(one.config()) != then} == kept
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_class_has_a_version_of_its_own(name, read_once, monkeypatch):
+    for i, one in enumerate(keyed(cells(name)[0])):
+        monkeypatch.setattr(type(one), "version", 2)
+        assert key(keyed(cells(name)[0])[i].config()) != read_once[name][i]
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("module", "kept"), [("metrics", "Member"), ("attacks.judges", "Suffixes")])
