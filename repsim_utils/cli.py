@@ -375,7 +375,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: what a user got wrong is one line and exit code 2, what failed is exit code 1."""
-    atexit.register(gc.freeze)  # without it, to look through all objects of torch once more takes half a second
+    atexit.register(gc.freeze)  # else all objects of torch are looked through once more
     try:
         app(args=_join_parameters(sys.argv[1:]))
     except SystemExit as end:

@@ -20,7 +20,7 @@ from repsim_utils.store import Store
 from repsim_utils.training import language
 
 STEPS = 20
-FEWER = {  # with AVX2 in place of AVX-512, which round otherwise, losses agree to 4e-5 for so long; later they part
+FEWER = {  # processors round otherwise, and training amplifies it: with AVX2 in place of AVX-512 later losses part
     "dataset_overlap_vision, small_resnet": 8,
     "task_only, small_resnet": 8,
     "lora_grid, lr x 4": 8,
