@@ -74,7 +74,14 @@ def test_what_is_finished_is_not_sent_to_a_worker(client, store):
     pd.testing.assert_frame_equal(whole[: len(table)], table)
 
 
-def test_one_of_two_workers_is_killed_in_mid_sweep(store, reference):
+@pytest.fixture
+def mortal():
+    """Two workers, of which one may be killed."""
+    with cluster.workers(2) as client:
+        yield client
+
+
+def test_one_of_two_workers_is_killed_in_mid_sweep(mortal, store, reference):
     killed = []
 
     def kill_one():
@@ -82,11 +89,10 @@ def test_one_of_two_workers_is_killed_in_mid_sweep(store, reference):
         killed.append(int(tiny.noted(store, "train")[-1].split()[-1]))  # one that has just begun a model
         os.kill(killed[0], signal.SIGKILL)
 
-    with cluster.workers(2) as client:
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        table = on(client, store)
-        killer.join()
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    table = on(mortal, store)
+    killer.join()
     pd.testing.assert_frame_equal(comparable(table), reference)
     notes = tiny.noted(store, "train")
     lost = max(i for i, line in enumerate(notes) if line.split()[-1] == str(killed[0]))
@@ -298,7 +304,7 @@ def run_on(tmp_path):
         process.wait(30)
 
 
-def test_a_scheduler_and_two_workers_started_by_hand(run_on, status, tmp_path):
+def test_a_scheduler_and_a_worker_started_by_hand(run_on, status, tmp_path):
     dask = [sys.executable, "-m", "dask"]
     scheduler = run_on([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"])
     address = wait_for(scheduler, r"Scheduler at:\s+(tcp://\S+)").group(1)
@@ -307,24 +313,30 @@ def test_a_scheduler_and_two_workers_started_by_hand(run_on, status, tmp_path):
     )
     wait_for(run, "has no workers yet; waiting for the first")
     assert status(tmp_path / "s") == [(0, 2), (0, 3)]  # nothing is done here
-    for _ in range(2):
-        run_on([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"])
+    run_on([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"])
     output = run.stdout.read()
     assert run.wait(120) == 0, output
     assert re.search(r"color_shape_digit small_resnet color_shape_digit\s+cka\s+1\.000 0\.\d{3}", output), output
     assert status(tmp_path / "s") == [(2, 2), (3, 3)]
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(run_on, here, status, tmp_path):
+@pytest.fixture
+def interrupted(run_on, tmp_path):
+    """A command that got Ctrl-C as a terminal sends it, to itself and its workers: its arguments, and its end."""
     arguments = command("run", "dataset_overlap_vision", "--workers", "2", "--store", str(tmp_path), *SETTINGS)
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in background
     run = run_on(arguments, start_new_session=True, preexec_fn=hear)
     wait_until(lambda: run.poll() is not None or trained(tmp_path))
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
+    os.killpg(run.pid, signal.SIGINT)
     output = run.stdout.read()
     assert run.wait(60) == 130, output
     assert "stopped; what is finished is kept, and the same command goes on" in output, output
     assert "Traceback" not in output and "warn" not in output, output
+    return arguments, run
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(interrupted, here, status, tmp_path):
+    arguments, run = interrupted
     wait_until(lambda: not _session(run.pid))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("[0-9a-f]*/weights.safetensors")}
     assert kept and not list(tmp_path.rglob("*.tmp"))
