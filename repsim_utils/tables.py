@@ -85,7 +85,7 @@ def claims_in_words() -> str:
     ):
         lines = [f"{experiment} (chapters/{chapter}): slope on overlap of {contrast}; smallest effect {smallest:g}"]
         for row in rows.itertuples():
-            lines.append(f"  {row.seeds:7}{row.n_units:3} seeds  {interval(row, 4)}  p {row.p:.2g}  {row.verdict}")
+            lines.append(f"  {row.seeds:7}{row.n_units:3} seeds  {interval(row, 4)}  p {row.p:.3g}  {row.verdict}")
         if set(rows["seeds"]) == {"chosen"}:
             lines.append("  no fresh seeds confirm it")
         paragraphs.append("\n".join(lines))
@@ -136,7 +136,7 @@ def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to
         "is secondary.\n"
     ]
     for seeds, line in found.items():
-        p = f"p = {line.p:.2g}" if line.p >= 1e-4 else "p < 0.0001"
+        p = f"p = {line.p:.3g}" if line.p >= 1e-4 else "p < 0.0001"
         lines.append(
             f"- {SEEDS_IN_WORDS[seeds]} ({line.n_units} seeds): {interval(line, digits)}, {p}; "
             f"{verdict(line, declared.primary.smallest)}."
