@@ -40,6 +40,7 @@ class About(NamedTuple):
 
 
 ABOUT = {
+    "fashion_mnist": About(60_000, 10_000, 10, 28),
     "cifar10": About(50_000, 10_000, 10, 32),
     "cifar100": About(50_000, 10_000, 100, 32),
     "mnist": About(60_000, 10_000, 10, 28),

@@ -23,6 +23,7 @@ from repsim_utils.store import Store
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "adversarial_transfer"
+PHOTOGRAPHS = "adversarial_transfer_photographs"
 VERSION = 1  # raised when the same pair gives other measurements
 SUMMARY = ("cause", "dataset", "architecture", "probe", "attack", "epsilon", "metric", "overlap")
 UNRELATED = "digits"  # what the control's source has learned
@@ -129,7 +130,7 @@ class AttackedPair(Measured):
         Of a pair split by class that is the same few common classes at every overlap, and then, as published, all.
         """
         images = self.held_out()
-        if self.cause == vision.DATASET:
+        if self.cause not in vision.BY_CLASS:
             return {self.second.dataset: evenly(images, range(len(images.classes)), self.n_images)}
         name = GROUPS[0]
         groups = {name: self.groups(self.probe_classes)[name]}
@@ -182,20 +183,20 @@ def _unrelated(member: Member) -> Member:
     return member.model_copy(update=about)
 
 
-@experiment(EXPERIMENT, by=SUMMARY, prepare=vision.prepare)
-def pairs(settings: Settings) -> list[AttackedPair]:
+@experiment(EXPERIMENT, PHOTOGRAPHS, by=SUMMARY, prepare=vision.prepare)
+def pairs(settings: Settings, kind: str = EXPERIMENT) -> list[AttackedPair]:
     """Every pair of both sweeps that has classes in common."""
     cells = []
     for cause, about in settings.causes.items():
         found = vision.pairs(about.sweep, cause)
-        if cause == vision.TASK:  # an image whose class one of the two cannot name has no right answer
+        if cause in vision.BY_CLASS:  # an image whose class one of the two cannot name has no right answer
             found = [pair for pair in found if pair.overlap > 0]
         for pair in found:
             here = [other for other in found if _sweep(other) == _sweep(pair)]
             siblings = dict.fromkeys(member for other in here for member in (other.first, other.second))
             cells.append(
                 AttackedPair(
-                    kind=EXPERIMENT,
+                    kind=kind,
                     cause=cause,
                     attacks=settings.attacks(),
                     published=Attack(epsilon=about.published, steps=3),

@@ -96,6 +96,13 @@ def name_of(source: str) -> str:
     return source if source in (DRAWN, *vision.NAMES) else Path(source).resolve().name
 
 
+def as_probe(source: str, size: int) -> Data:
+    """A data set on which models of other data are measured, at their size in pixels."""
+    if source == DRAWN:
+        return Data(source=source, size=size, n_per_class=N_COMBINATIONS)
+    return Data(source=source, size=size)
+
+
 def fingerprint(data: Data) -> str:
     """What the pixels and labels depend on, beside the configuration."""
     if data.source == DRAWN:
@@ -141,6 +148,7 @@ def divided(data: Data, seed: int, known: str) -> Images:
 def held_out(data: Data, n_test: int | None, seed: int, known: str) -> Images:
     """Images that no model of a seed has seen, `n_test` of every class; likewise."""
     if data.source == DRAWN:
+        _unchanged(data, known)
         return _drawn(data, "test", n_test or 10 * data.combinations, seed)
     images = _loaded(data, "test", known)
     return images if n_test is None else subset(images, _some(images.labels, n_test, seed))
@@ -158,9 +166,13 @@ def counts(data: Data, seed: int, known: str) -> tuple[int, ...]:
 
 def _loaded(data: Data, split: str, known: str) -> Images:
     images = vision.load(data.source, split, size=data.size)
+    _unchanged(data, known)
+    return images
+
+
+def _unchanged(data: Data, known: str) -> None:
     if fingerprint(data) != known:
         raise DataError(f"{data.source} has changed since this run began; run it again")
-    return images
 
 
 def _drawn(data: Data, split: str, n_per_class: int, seed: int) -> Images:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from repsim_utils import features, metrics
 from repsim_utils import overlap as splitting
 from repsim_utils.datasets import vision
-from repsim_utils.datasets.cache import DataError
 from repsim_utils.experiments import samples
 from repsim_utils.experiments.common import (
     Architecture,
@@ -37,25 +36,37 @@ from repsim_utils.training import vision as training
 from repsim_utils.training.vision import Recipe, accuracy, train
 
 VERSION = 1  # raised when the same pair gives other measurements
-Kind = Literal["dataset_overlap_vision", "task_overlap_vision"]
+Kind = Literal[
+    "dataset_overlap_vision",
+    "task_overlap_vision",
+    "dataset_overlap_photographs",
+    "task_overlap_photographs",
+    "amount_of_photographs",
+]
 DATASET: Kind = "dataset_overlap_vision"
 TASK: Kind = "task_overlap_vision"
+BY_CLASS = (TASK, "task_overlap_photographs")  # others share samples of every class
 SUMMARY = ("dataset", "architecture", "probe", "metric", "overlap")
 
 
 class Trainee(Frozen):
-    """A network and its recipe; `seeds` and `overlaps` stand in for those of all networks."""
+    """A network and its recipe; the rest stands in for what holds for all networks.
+
+    `n_per_class` is that of the data.
+    """
 
     network: Architecture
     recipe: Recipe
     seeds: Seeds | None = None
     overlaps: Overlaps | None = None
+    n_per_class: int | None = Field(None, ge=2)
 
 
 def _known_probes(sources: tuple[str, ...]) -> tuple[str, ...]:
     for source in sources:
-        if source not in vision.NAMES and not Path(source).is_dir():
-            raise ValueError(f"probes are of {', '.join(vision.NAMES)}, or folders of images; got {source}")
+        if source not in (samples.DRAWN, *vision.NAMES) and not Path(source).is_dir():
+            known = ", ".join((samples.DRAWN, *vision.NAMES))
+            raise ValueError(f"probes are of {known}, or folders of images; got {source}")
     return sources
 
 
@@ -126,7 +137,7 @@ class Member(Part):
 class ImagePair(samples.Measured):
     """One cell of an experiment: two classifiers, and what is measured on them.
 
-    `probes` are further data sets, `probe_fingerprints` those of folders among them.
+    `probes` are further data sets, `probe_fingerprints` those of folders and of ColorShapeDigit among them.
     """
 
     depends: ClassVar[tuple[ModuleType, ...]] = (vision, features, metrics)  # `vision`: further probes
@@ -141,9 +152,10 @@ class ImagePair(samples.Measured):
         """Images on which the pair is measured, uint8 (n, 3, h, w), by the name of the probe."""
         found, prints = self.own_probes(self.n_probe), iter(self.probe_fingerprints)
         for name in self.probes:
-            other = vision.load(name, "test", size=self.second.data.pixels)
-            if name not in vision.NAMES and vision.fingerprint(name, self.second.data.pixels) != next(prints):
-                raise DataError(f"{name} has changed since this run began; run it again")
+            data = samples.as_probe(name, self.second.data.pixels)
+            known = next(prints) if name not in vision.NAMES else samples.fingerprint(data)
+            n_test = self.n_probe // data.n_classes if name == samples.DRAWN else None
+            other = samples.held_out(data, n_test, self.second.seed, known)
             found[samples.name_of(name)] = samples.evenly(other, range(len(other.classes)), self.n_probe).images
         return self.enough(found)
 
@@ -182,26 +194,28 @@ def prepare(cells: Iterable[Pair]) -> None:
             if isinstance(member, Part) and member.data.source != samples.DRAWN:
                 wanted |= {(member.data.source, split, member.data.size) for split in ("train", "test")}
         if isinstance(cell, ImagePair):
-            wanted |= {(name, "test", cell.second.data.pixels) for name in cell.probes}
+            wanted |= {(name, "test", cell.second.data.pixels) for name in cell.probes if name != samples.DRAWN}
     for source, split, size in sorted(wanted, key=str):
         vision.load(source, split, size=size)
 
 
-@experiment(DATASET, TASK, by=SUMMARY, prepare=prepare)
+@experiment(*get_args(Kind), by=SUMMARY, prepare=prepare)
 def pairs(settings: Settings, kind: Kind) -> list[ImagePair]:
     """Every cell of an experiment, seed by seed."""
     cells = []
     for data in settings.data:
         known, further = samples.fingerprint(data), settings.further(data)
-        samples.check(data, settings.n_test, known, least_classes=LEAST_CLASSES if kind == TASK else 1)
-        prints = tuple(vision.fingerprint(name, data.pixels) for name in further if name not in vision.NAMES)
+        samples.check(data, settings.n_test, known, least_classes=LEAST_CLASSES if kind in BY_CLASS else 1)
+        others = [samples.as_probe(name, data.pixels) for name in further if name not in vision.NAMES]
+        prints = tuple(map(samples.fingerprint, others))
         measured = settings.model_dump(include={"n_test", "n_probe", "probe_classes", "n_permutations"})
         measured |= {"kind": kind, "probes": further, "probe_fingerprints": prints}
         for name in settings.architectures or settings.models:
             model = settings.models[name]
             for seed in model.seeds or settings.seeds:
-                common: dict[str, Any] = {"by": "example" if kind == DATASET else "class", "mode": settings.mode}
-                common |= {"seed": seed, "data": data, "fingerprint": known}
+                common: dict[str, Any] = {"by": "class" if kind in BY_CLASS else "example", "mode": settings.mode}
+                some = {"n_per_class": model.n_per_class} if model.n_per_class else {}
+                common |= {"seed": seed, "data": data.model_copy(update=some), "fingerprint": known}
                 common |= {"network": model.network, "recipe": model.recipe}
                 for overlap, first, second in samples.couples(Member, model.overlaps or settings.overlaps, **common):
                     about: dict[str, Any] = {"architecture": name, "overlap": overlap, "first": first, "second": second}
