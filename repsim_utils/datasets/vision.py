@@ -117,6 +117,17 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
     return cache.kept(folder, lambda: _read(folder, split, size), make, lock=name)
 
 
+def contact_sheet(images: Images, n: int) -> Image.Image:
+    """The first n images of every class, one row a class, at twice their size."""
+    rows = [images.images[torch.nonzero(images.labels == c)[:n, 0]] for c in range(len(images.classes))]
+    height, width = images.images.shape[2:]
+    sheet = torch.full((3, height * len(rows), width * n), 255, dtype=torch.uint8)
+    for i, row in enumerate(rows):
+        sheet[:, i * height : (i + 1) * height, : width * len(row)] = row.permute(1, 2, 0, 3).flatten(2)
+    picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
+
+
 def fingerprint(source: str | Path, size: int | None = None) -> str:
     """What the pixels of `load` come from: the same text for the same images, such as ``"cifar100@eb9058c3-32"``.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 
@@ -45,7 +47,10 @@ Kind = Literal[
 ]
 DATASET: Kind = "dataset_overlap_vision"
 TASK: Kind = "task_overlap_vision"
-BY_CLASS = (TASK, "task_overlap_photographs")  # others share samples of every class
+PHOTOGRAPHS: Kind = "dataset_overlap_photographs"
+TASK_PHOTOGRAPHS: Kind = "task_overlap_photographs"
+AMOUNT: Kind = "amount_of_photographs"
+BY_CLASS = (TASK, TASK_PHOTOGRAPHS)  # the others share samples of every class
 SUMMARY = ("dataset", "architecture", "probe", "metric", "overlap")
 
 
@@ -199,7 +204,23 @@ def prepare(cells: Iterable[Pair]) -> None:
         vision.load(source, split, size=size)
 
 
-@experiment(*get_args(Kind), by=SUMMARY, prepare=prepare)
+def gallery(cells: Iterable[ImagePair], store: Store) -> Tensor:
+    """Images of the first cell that shares some: uint8 (3, classes, 3, h, w), one of each class in a row.
+
+    The rows are images that only the first model sees, that both see, and that only the second sees.
+    """
+    member = next(cell.second for cell in cells if 0 < cell.overlap < 1)
+    pool, parts = member.pool(), member.split()
+    one, two = parts.first, parts.second
+    rows = []
+    for seen in (np.setdiff1d(one, two), np.intersect1d(one, two), np.setdiff1d(two, one)):
+        labels = pool.labels[seen].numpy()
+        rows.append(pool.images[[seen[np.flatnonzero(labels == c)[0]] for c in range(len(pool.classes))]])
+    return torch.stack(rows)
+
+
+@experiment(DATASET, TASK, TASK_PHOTOGRAPHS, AMOUNT, by=SUMMARY, prepare=prepare)
+@experiment(PHOTOGRAPHS, by=SUMMARY, prepare=prepare, gallery=gallery)
 def pairs(settings: Settings, kind: Kind) -> list[ImagePair]:
     """Every cell of an experiment, seed by seed."""
     cells = []

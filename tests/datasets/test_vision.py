@@ -27,7 +27,7 @@ import scipy.io
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
 from repsim_utils import RepsimError
 from repsim_utils.datasets import archives, vision
@@ -37,6 +37,7 @@ from repsim_utils.datasets.vision import ABOUT, NAMES, DataError, fingerprint, l
 DOWNLOADED = [name for name in NAMES if name != "digits"]
 N = {"train": 12, "test": 6}
 DIGIT_NAMES = tuple("0123456789")
+PACKAGE = archives.FASHION_MNIST  # of the system: no test reads it unless it says so
 
 
 class Reached(OSError):
@@ -57,6 +58,7 @@ def offline(monkeypatch, tmp_path):
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
         patch.setenv("REPSIM_DATA", str(tmp_path / "data"))
+        patch.setattr(archives, "FASHION_MNIST", PACKAGE._replace(folder=tmp_path / "package"))
         yield patch
 
 
@@ -121,7 +123,7 @@ def cifar(patch, kind):
     return {kind.filename: archive}, expected, classes
 
 
-def mnist(patch):
+def mnist(patch, kind=MNIST):
     contents, expected = {}, {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = sample((N[split], 28, 28), N[split]), sample(N[split], 2) % 10
@@ -131,8 +133,8 @@ def mnist(patch):
             struct.pack(">2I", 2049, N[split]) + labels.tobytes()
         )
         expected[split] = np.repeat(images[:, None], 3, 1), labels
-    patch.setattr(MNIST, "resources", [(name, md5(content)) for name, content in contents.items()])
-    return contents, expected, DIGIT_NAMES
+    patch.setattr(kind, "resources", [(name, md5(content)) for name, content in contents.items()])
+    return contents, expected, DIGIT_NAMES if kind is MNIST else tuple(FashionMNIST.classes)
 
 
 def svhn(patch):
@@ -188,6 +190,7 @@ MAKERS = {
     "cifar10": lambda patch: cifar(patch, CIFAR10),
     "cifar100": lambda patch: cifar(patch, CIFAR100),
     "mnist": mnist,
+    "fashion_mnist": lambda patch: mnist(patch, FashionMNIST),
     "svhn": svhn,
     "tinyimagenet": tiny_imagenet,
 }
@@ -246,6 +249,86 @@ def test_sizes_are_kept_apart(offline, root):
     place("svhn", offline, root)
     assert [load("svhn", "test", size=size, root=root).images.shape[-1] for size in (None, 8, None, 8)] == [32, 8] * 2
     assert (root / "svhn-32").is_dir() and (root / "svhn-8").is_dir()
+
+
+# Fashion-MNIST from a package
+
+
+def packaged(patch):
+    """Write a small package: the published files, compressed once more."""
+    contents, expected, classes = MAKERS["fashion_mnist"](patch)
+    unpacked = {name: gzip.decompress(content) for name, content in contents.items()}
+    package = archives.FASHION_MNIST._replace(md5={name: md5(content) for name, content in unpacked.items()})
+    patch.setattr(archives, "FASHION_MNIST", package)
+    package.folder.mkdir()
+    for name, content in unpacked.items():
+        (package.folder / name).write_bytes(gzip.compress(content, 1))
+    return package.folder, contents, expected, classes
+
+
+def test_a_package_is_found(offline, root):
+    _, _, expected, classes = packaged(offline)
+    for split in N:
+        assert_same(load("fashion_mnist", split, root=root), expected[split], classes)
+    assert not list((root / "fashion_mnist").iterdir())
+
+
+def test_a_file_may_be_placed_beside_a_package(offline, root):
+    folder, contents, expected, classes = packaged(offline)
+    name = "t10k-images-idx3-ubyte.gz"
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=rf"apt-get install dataset-fashion-mnist\. Or place .*: {name} \(md5"):
+        load("fashion_mnist", "test", root=root)
+    (root / "fashion_mnist" / name).write_bytes(contents[name])
+    assert_same(load("fashion_mnist", "test", root=root), expected["test"], classes)
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def damaged(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+def of_other_photographs(content):
+    return gzip.compress(bytes(reversed(gzip.decompress(content))))
+
+
+@pytest.mark.parametrize("spoil", [truncated, damaged, of_other_photographs])
+def test_a_bad_file_of_a_package_is_named_in_one_line(spoil, offline, root):
+    folder, *_ = packaged(offline)
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        load("fashion_mnist", "test", root=root)
+    assert str(caught.value).startswith(f"{path} is damaged (") and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("): apt-get install --reinstall dataset-fashion-mnist")
+    assert not (root / "fashion_mnist-28").exists()
+
+
+@pytest.mark.skipif(not PACKAGE.folder.is_dir() and "CI" not in os.environ, reason="needs dataset-fashion-mnist")
+def test_the_package_of_debian_holds_what_torchvision_reads(offline, root, tmp_path):
+    offline.setattr(archives, "FASHION_MNIST", PACKAGE)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in PACKAGE.md5:
+        (raw / name).with_suffix("").write_bytes(gzip.decompress((PACKAGE.folder / name).read_bytes()))
+    for split in N:
+        theirs = FashionMNIST(tmp_path, train=split == "train")
+        ours = load("fashion_mnist", split, root=root)
+        assert len(ours.labels) == len(theirs) == {"train": ABOUT["fashion_mnist"].n_train, "test": 10_000}[split]
+        assert (ours.images == theirs.data[:, None]).all() and ours.labels.equal(theirs.targets)
+        assert torch.bincount(ours.labels).unique().numel() == 1 and ours.classes == tuple(theirs.classes)
+
+
+def test_a_contact_sheet_has_a_row_for_each_class():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 6)
+    sheet = vision.contact_sheet(vision.Images(images, torch.tensor([0, 1, 0, 1, 0]), ("a", "b")), 3)
+    assert sheet.size == (2 * 3 * 6, 2 * 2 * 4)
+    shown = np.asarray(sheet)[::8, ::12]
+    assert shown[..., 0].tolist() == [[0, 2, 4], [1, 3, 255]] and (shown == shown[..., :1]).all()
 
 
 # scikit-learn's digits
@@ -486,7 +569,7 @@ def no_classes(folder):
 
 def no_folder(folder):
     folder.rename(f"{folder} moved")
-    return f"there is no folder {folder}; data sets known by name are cifar10, .*digits"
+    return f"there is no folder {folder}; data sets known by name are fashion_mnist, .*digits"
 
 
 def a_file(folder):
@@ -563,6 +646,7 @@ def test_a_changed_folder_is_parsed_anew(tmp_path):
 
 def test_fingerprints_of_named_data_sets():
     known = {
+        "fashion_mnist": "fashion_mnist@212a3b6d-28",
         "cifar10": "cifar10@c58f3010-32",
         "cifar100": "cifar100@eb9058c3-32",
         "mnist": "mnist@d69e13c1-28",
@@ -838,6 +922,7 @@ def test_without_a_network_the_message_says_what_to_place_where(name, root):
         load(name, "test", root=root)
     message = str(caught.value)
     published = {
+        "fashion_mnist": [(FashionMNIST.mirrors[0], *resource) for resource in FashionMNIST.resources],
         "cifar10": [("https://www.cs.toronto.edu/~kriz/", "cifar-10-python.tar.gz", CIFAR10.tgz_md5)],
         "cifar100": [("https://www.cs.toronto.edu/~kriz/", "cifar-100-python.tar.gz", CIFAR100.tgz_md5)],
         "mnist": [(mirror, *resource) for mirror in MNIST.mirrors for resource in MNIST.resources],
@@ -845,7 +930,8 @@ def test_without_a_network_the_message_says_what_to_place_where(name, root):
         "tinyimagenet": [("http://cs231n.stanford.edu/", "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")],
     }[name]
     assert message.startswith(f"{name} could not be downloaded from {published[0][0]}{published[0][1]} (")
-    assert f"Place by hand in the folder {root / name}: " in message and "no network in tests" in message
+    place = "Install a package: apt-get install dataset-fashion-mnist. Or place" if name == "fashion_mnist" else "Place"
+    assert f"{place} by hand in the folder {root / name}: " in message and "no network in tests" in message
     assert "ColorShapeDigit (color_shape_digit) and digits need no download." in message
     for address, file, checksum in published:
         assert address in message and f"{file} (md5 {checksum})" in message
