@@ -205,22 +205,25 @@ def prepare(cells: Iterable[Pair]) -> None:
 
 
 def gallery(cells: Iterable[ImagePair], store: Store) -> Tensor:
-    """Images of the first cell that shares some: uint8 (3, classes, 3, h, w), one of each class in a row.
+    """Images of a cell at overlap 0.6, or else of the first that shares some: uint8 (3, classes, 3, h, w).
 
-    The rows are images that only the first model sees, that both see, and that only the second sees.
+    One image of each class that only the first model sees, that both see, and that only the second sees: a row each.
+    A place is white where there is none.
     """
-    member = next(cell.second for cell in cells if 0 < cell.overlap < 1)
+    shared = [cell.second for cell in cells if 0 < cell.overlap < 1]
+    member = next((one for one in shared if one.overlap == 0.6), shared[0])
     pool, parts = member.pool(), member.split()
     one, two = parts.first, parts.second
-    rows = []
-    for seen in (np.setdiff1d(one, two), np.intersect1d(one, two), np.setdiff1d(two, one)):
-        labels = pool.labels[seen].numpy()
-        rows.append(pool.images[[seen[np.flatnonzero(labels == c)[0]] for c in range(len(pool.classes))]])
-    return torch.stack(rows)
+    size = member.data.pixels
+    shown = torch.full((3, len(pool.classes), 3, size, size), 255, dtype=torch.uint8)
+    for row, seen in enumerate((np.setdiff1d(one, two), np.intersect1d(one, two), np.setdiff1d(two, one))):
+        labels, first = np.unique(pool.labels[seen].numpy(), return_index=True)
+        shown[row, labels] = pool.images[seen[first]]
+    return shown
 
 
-@experiment(DATASET, TASK, TASK_PHOTOGRAPHS, AMOUNT, by=SUMMARY, prepare=prepare)
-@experiment(PHOTOGRAPHS, by=SUMMARY, prepare=prepare, gallery=gallery)
+@experiment(DATASET, TASK, AMOUNT, by=SUMMARY, prepare=prepare)
+@experiment(PHOTOGRAPHS, TASK_PHOTOGRAPHS, by=SUMMARY, prepare=prepare, gallery=gallery)
 def pairs(settings: Settings, kind: Kind) -> list[ImagePair]:
     """Every cell of an experiment, seed by seed."""
     cells = []
