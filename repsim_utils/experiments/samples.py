@@ -100,7 +100,7 @@ def as_probe(source: str, size: int) -> Data:
     """A data set on which models of other data are measured, at their size in pixels."""
     if source == DRAWN:
         return Data(source=source, size=size, n_per_class=N_COMBINATIONS)
-    return Data(source=source, size=size)
+    return Data(source=source).model_copy(update={"size": size})  # which may be small: digits have 8
 
 
 def fingerprint(data: Data) -> str:

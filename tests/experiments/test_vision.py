@@ -337,6 +337,43 @@ def test_dataset_overlap_is_measured_on_all_classes_and_on_further_data_sets():
     assert as_set(found["digits"]) <= {image.numpy().tobytes() for image in digits.images}
 
 
+def test_drawn_images_are_a_probe_of_models_of_other_data(monkeypatch):
+    of = settings(seeds=[3], overlaps=[1], data={"source": "digits", "size": 20}, probes=["color_shape_digit"])
+    (cell,) = pairs(of, DATASET)
+    found = cell.all_probes()
+    drawn = samples.ColorShapeDigit(1, split="test", seed=3, size=20, difficulty=1.0)
+    assert set(found) == {"digits", "color_shape_digit"} and len(found["color_shape_digit"]) == 160
+    assert as_set(found["color_shape_digit"]) <= as_set(drawn.images)
+    monkeypatch.setattr(samples.color_shape_digit, "VERSION", 99)
+    (later,) = pairs(of, DATASET)
+    assert named(later) != named(cell) and later.needs() == cell.needs()
+
+
+def test_a_network_may_have_its_own_number_of_images():
+    models = {name: NETWORKS["small_resnet"] | {"n_per_class": n} for name, n in (("few", 10), ("many", 40))}
+    cells = pairs(settings(seeds=[0], models=models, architectures=None), vision.AMOUNT)
+    assert [cell.second.counts() for cell in cells] == [(80, 400)] * 3 + [(80, 1600)] * 3
+    assert {cell.architecture for cell in cells} == set(models) and all(cell.first.by == "example" for cell in cells)
+
+
+@pytest.mark.parametrize("kind", [vision.PHOTOGRAPHS, vision.TASK_PHOTOGRAPHS])
+def test_pictures_of_a_split_show_who_sees_what(kind):
+    cells = pairs(settings(seeds=[0]), kind)
+    shown, member = vision.gallery(cells, None), cells[1].second
+    assert member.overlap == 0.6 and shown.shape == (3, 80, 3, 28, 28)
+    pool, parts = member.pool(), member.split()
+    sets = (
+        set(parts.first) - set(parts.second),
+        set(parts.first) & set(parts.second),
+        set(parts.second) - set(parts.first),
+    )
+    for row, seen in zip(shown, sets, strict=True):
+        there = {int(pool.labels[i]) for i in seen}
+        for c, image in enumerate(row):
+            of_class = [pool.images[i] for i in seen if pool.labels[i] == c]
+            assert any(image.equal(one) for one in of_class) if c in there else (image == 255).all()
+
+
 def test_no_model_has_seen_an_image_on_which_it_is_measured(run):
     for cell, first, second in run.trainings():
         seen = as_set(first[0]) | as_set(second[0])
@@ -508,7 +545,7 @@ def test_a_probe_that_there_is_not_is_refused_before_anything_is_trained(monkeyp
 
 def test_a_source_that_there_is_not_is_refused_at_once(tmp_path):
     with pytest.raises(
-        datasets.DataError, match=r"there is no folder .*/nowhere; data sets known by name are cifar10,"
+        datasets.DataError, match=r"there is no folder .*/nowhere; data sets known by name are fashion_mnist, cifar10,"
     ):
         pairs(settings(data=str(tmp_path / "nowhere")), DATASET)
 
@@ -597,6 +634,7 @@ def test_a_folder_to_measure_on_is_known_by_its_images(folder, monkeypatch):
     Image.new("RGB", (16, 20)).save(folder / "test" / "ant" / "3.png")
     (other,) = pairs(settings(**changes), DATASET)
     assert named(one) == named(same) != named(other) and one.first == other.first
+    samples.held_out.cache_clear()  # another process
     with pytest.raises(datasets.DataError, match="animals has changed since this run began"):
         one.all_probes()
 
