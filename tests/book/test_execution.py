@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -209,7 +210,8 @@ if __name__ == "__main__":
     execution.run([Task(root / "chapters/a.ipynb", root / "out.ipynb", root / "kept.ipynb", root, {{}}, "a")])
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in background
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, preexec_fn=hear)
     _wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
     kernel = psutil.Process(int((tmp_path / "pid").read_text()))
     process.send_signal(signal.SIGINT)
