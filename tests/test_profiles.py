@@ -41,8 +41,9 @@ WRITTEN = {
 }
 
 
-def test_everything_can_be_tried_and_all_that_is_recorded_is_in_all_profiles():
-    assert set(WRITTEN["smoke"]) == set(profiles.SECTIONS) and set(WRITTEN["paper"]) >= set(WRITTEN["laptop"])
+def test_everything_can_be_tried_and_all_that_was_published_is_in_all_profiles():
+    ours = {name for name in WRITTEN["laptop"] if name.endswith("_photographs")}
+    assert set(WRITTEN["smoke"]) == set(profiles.SECTIONS) and set(WRITTEN["paper"]) >= set(WRITTEN["laptop"]) - ours
 
 
 @pytest.mark.parametrize(("profile", "section"), [(name, part) for name in WRITTEN for part in WRITTEN[name]])
@@ -203,6 +204,13 @@ def test_a_list_replaces_and_bare_text_is_a_source():
     (drawn,) = load("paper", "task_overlap_vision", data="{source: color_shape_digit, n_per_class: 20}").data
     assert (drawn.n_per_class, drawn.factors) == (20, ("shape", "digit"))
     assert load("smoke", "dataset_overlap_vision", architectures="[small_vit]").architectures == ("small_vit",)
+
+
+@pytest.mark.parametrize("name", ["my clothes #1", "a: b", "plain"])
+def test_a_folder_that_there_is_counts_as_it_is_written(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    assert profiles.load("smoke", "dataset_overlap_vision", data=str(folder)).data[0].source == str(folder)
 
 
 @pytest.mark.parametrize(

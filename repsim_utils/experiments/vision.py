@@ -222,8 +222,8 @@ def gallery(cells: Iterable[ImagePair], store: Store) -> Tensor:
     return shown
 
 
-@experiment(DATASET, TASK, AMOUNT, by=SUMMARY, prepare=prepare)
 @experiment(PHOTOGRAPHS, TASK_PHOTOGRAPHS, by=SUMMARY, prepare=prepare, gallery=gallery)
+@experiment(DATASET, TASK, AMOUNT, by=SUMMARY, prepare=prepare)
 def pairs(settings: Settings, kind: Kind) -> list[ImagePair]:
     """Every cell of an experiment, seed by seed."""
     cells = []

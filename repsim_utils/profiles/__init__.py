@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +158,7 @@ def _parse(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except yaml.YAMLError:
         return value  # refused below, with what is allowed
+    return value if isinstance(found, str | dict) and os.path.exists(value) else found  # in YAML " #" begins a comment
