@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PROFILE ?= smoke
 
-.PHONY: help install book test check-recorded lint figure clean
+.PHONY: help install book test check-recorded record lint figure clean
 help:          ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -27,6 +27,9 @@ AVX2 = OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_EN
 
 check-recorded: $(STAMP) ## train whole recorded cells again: before a table is recorded
 	$(AVX2) $(BIN)/python -m pytest tests/test_recorded.py -m recorded
+
+record: $(STAMP) ## run what a recorded table lacks, and add it: make record EXPERIMENT=task_only
+	$(AVX2) $(BIN)/repsim run $(EXPERIMENT) --profile laptop --record
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .
