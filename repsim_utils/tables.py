@@ -15,7 +15,9 @@ from repsim_utils.analysis import Trend, trend
 
 CHAPTERS = {  # in which an experiment is shown
     "task_only": "causes/task_only",
+    "dataset_overlap_photographs": "causes/dataset_overlap_vision",
     "dataset_overlap_vision": "causes/dataset_overlap_vision",
+    "task_overlap_photographs": "causes/task_overlap_vision",
     "task_overlap_vision": "causes/task_overlap_vision",
     "dataset_overlap_language": "causes/dataset_overlap_language",
     "task_overlap_language": "causes/task_overlap_language",
@@ -49,9 +51,10 @@ def primary_rows(experiment: str) -> pd.DataFrame:
 
 
 def primary_trends(experiment: str) -> dict[str, Trend]:
-    """The primary contrast of an experiment: on its fresh seeds, its chosen ones, and both pooled."""
+    """The primary contrast of an experiment: on its fresh seeds, its chosen ones, and, where it has both, pooled."""
     table = primary_rows(experiment)
-    some = SEEDS if (table["seeds"] == "fresh").any() else {"chosen": SEEDS["chosen"]}
+    there = set(table["seeds"])
+    some = SEEDS if len(there) == 2 else {name: SEEDS[name] for name in there}
     return {name: trend(table[table["seeds"].isin(kinds)]) for name, kinds in some.items()}
 
 
@@ -129,7 +132,7 @@ def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to
     written = "after the recorded seeds had been looked at; no fresh seeds confirm the answer."
     if "fresh" in found:
         written = "before the fresh seeds were run."
-        del found["chosen"]
+        found.pop("chosen", None)
     lines = [
         f"**Primary contrast.** How much does {what} change {when}? This question, and the smallest change that we "
         f"would care about ({declared.primary.smallest:g}), were written down {written} Everything else on this page "
