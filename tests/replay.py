@@ -23,6 +23,7 @@ STEPS = 20
 FEWER = {  # processors round otherwise, and training amplifies it: with AVX2 in place of AVX-512 later losses part
     "dataset_overlap_vision, small_resnet": 8,
     "task_only, small_resnet": 8,
+    "amount_of_photographs, 25 a class, width 16": 8,
     "lora_grid, lr x 4": 8,
     "dataset_overlap_finetuned, small_corpus": 2,  # 135 million parameters, of which 20 steps take minutes
 }
