@@ -62,7 +62,9 @@ def test_the_files_are_those_that_are_tested_here():
     sweeps = [
         f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("diffusion", "language", "vision")
     ]
-    assert sorted(["adversarial_transfer", "jailbreak_transfer", "task_only", *sweeps, *FINETUNED, *PHOTOGRAPHS]) == FILES
+    assert (
+        sorted(["adversarial_transfer", "jailbreak_transfer", "task_only", *sweeps, *FINETUNED, *PHOTOGRAPHS]) == FILES
+    )
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -182,6 +184,38 @@ def test_shared_photographs_show_by_every_metric_in_both_networks_and_not_on_dra
     assert seldom(lambda table: rising(table, by) > 1, cka)
 
 
+def of_several_classes(table):
+    """Without probes of a single class, which are others: at overlap 0.2 one is common, and none knows one."""
+    return table[~(table.probe.str.startswith(("common", "classes_seen_by_none")) & (table.overlap == 0.2))]
+
+
+def test_shared_classes_of_photographs_show_nearly_everywhere_and_the_primary_contrast_is_not_decided():
+    by = ["metric", "architecture", "probe"]
+    table = of_several_classes(published.recorded(vision.TASK_PHOTOGRAPHS))
+    table = table[table.metric.isin(PAPER) & ~table.probe.str.endswith("_all")]
+    cka = table[table.metric == "cka"]
+    sign = signs(cka)
+    assert (
+        sign["small_resnet"].drop("classes_seen_by_one").gt(0).all()
+        and sign["small_resnet", "classes_seen_by_one"] == 0
+    )
+    assert sign["small_vit"].drop("color_shape_digit").gt(0).all() and sign["small_vit", "color_shape_digit"] == 0
+    one = cka[(cka.architecture == "small_resnet") & (cka.probe == "classes_seen_by_one")]
+    primary = analysis.trend(one)
+    assert (
+        primary.low < 0 < primary.high
+        and primary.excluded > profiles.load("laptop", vision.TASK_PHOTOGRAPHS).primary.smallest
+    )
+    shown = analysis.trends(table[table.probe.isin(["fashion_mnist", "classes_seen_by_one"])], by=by).set_index(by).sign
+    assert (shown.xs(("small_resnet", "classes_seen_by_one"), level=by[1:]) > 0).sum() == 6 and (shown >= 0).all()
+    every = cka[(cka.architecture == "small_resnet") & (cka.probe == "fashion_mnist")]
+    assert (
+        analysis.trend(every).low
+        > analysis.trend(fixed_probes(vision.PHOTOGRAPHS).query("probe == 'fashion_mnist'")).high
+    )
+    assert seldom(lambda table: rising(table, ["architecture", "probe"]) > 1, cka)
+
+
 def test_the_primary_contrast_of_shared_photographs_stands_out_from_seeds():
     rows = fixed_probes(vision.PHOTOGRAPHS)
     rows = rows[rows.probe == "fashion_mnist"]
@@ -205,7 +239,7 @@ def test_a_probe_that_changes_along_the_curve_bends_it():
     assert gaps["common_classes"].high < 0 and gaps["classes_seen_by_none"].high < 0
 
 
-@pytest.mark.parametrize("kind", OVERLAP)
+@pytest.mark.parametrize("kind", [*OVERLAP, vision.TASK_PHOTOGRAPHS])
 def test_accuracy_of_the_second_model_does_not_follow_the_overlap(kind):
     table = published.recorded(kind)
     moves = analysis.trends(table[table.metric == "accuracy_second"], by=["architecture"])
