@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
+from repsim_utils import features, metrics
 from repsim_utils.attacks import adversarial, transfer
 from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, attack_pair, gradient_cosine, rates
 from repsim_utils.datasets.vision import Images
@@ -106,7 +108,7 @@ class AttackedPair(Measured):
     primary one first, and `published` as the paper counts.
     """
 
-    depends = (adversarial, transfer)
+    depends: ClassVar[tuple[ModuleType, ...]] = (adversarial, transfer)
     first: Member
     second: Member
     cause: Kind
@@ -172,6 +174,21 @@ class AttackedPair(Measured):
                 yield {"probe": probe} | dict(zip(names, values, strict=True))
 
 
+class ComparedPair(AttackedPair):
+    """One cell of which it is also measured how alike the two models are, on the very images that are attacked."""
+
+    depends = (*AttackedPair.depends, features, metrics)
+
+    def rows(self, first: Any, second: Any, store: Store) -> Iterator[Row]:
+        """With the paper's eight metrics, of all images of a probe; under `attack` stands ``none``."""
+        yield from super().rows(first, second, store)
+        for probe, chosen in self.probes().items():
+            x, y = (features.represent(network, chosen.images) for network in (first, second))
+            about = {"probe": probe, "attack": "none", "epsilon": 0.0, "n_probe": len(chosen.images)}
+            for name, value in metrics.similarity(x, y).items():
+                yield about | {"metric": name, "value": value}
+
+
 def _sweep(pair: vision.ImagePair) -> tuple[Any, ...]:
     return pair.architecture, pair.second.seed, pair.second.data
 
@@ -186,7 +203,7 @@ def _unrelated(member: Member) -> Member:
 @experiment(EXPERIMENT, PHOTOGRAPHS, by=SUMMARY, prepare=vision.prepare)
 def pairs(settings: Settings, kind: str = EXPERIMENT) -> list[AttackedPair]:
     """Every pair of both sweeps that has classes in common."""
-    cells = []
+    cells, cell = [], ComparedPair if kind == PHOTOGRAPHS else AttackedPair
     for cause, about in settings.causes.items():
         found = vision.pairs(about.sweep, cause)
         if cause in vision.BY_CLASS:  # an image whose class one of the two cannot name has no right answer
@@ -195,7 +212,7 @@ def pairs(settings: Settings, kind: str = EXPERIMENT) -> list[AttackedPair]:
             here = [other for other in found if _sweep(other) == _sweep(pair)]
             siblings = dict.fromkeys(member for other in here for member in (other.first, other.second))
             cells.append(
-                AttackedPair(
+                cell(
                     kind=kind,
                     cause=cause,
                     attacks=settings.attacks(),

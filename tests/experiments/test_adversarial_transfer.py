@@ -10,9 +10,12 @@ from repsim_utils.experiments import adversarial_transfer as transfer
 from repsim_utils.experiments import engine, vision
 from repsim_utils.experiments.adversarial_transfer import Attack, Settings, pairs
 from repsim_utils.experiments.vision import DATASET, TASK
-from repsim_utils.store import Store
+from repsim_utils.features import represent
+from repsim_utils.metrics import PAPER
+from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 from tests import tiny
+from tests.metrics import literal
 
 LEARNS = {
     "small_resnet": {
@@ -118,6 +121,23 @@ def test_rows(run):
     assert table[table.metric == "gradient_cosine"].value.between(-1, 1).all()
     assert set(table[table.probe == "common_classes_all"].attack) == {"none", "mi-fgsm", "published"}
     assert not table.duplicated(["key", "probe", "attack", "epsilon", "metric"]).any()
+
+
+def test_attacked_pairs_on_photographs_are_compared_on_the_attacked_images(run):
+    """Beside what the others have, by the definitions of `tests.metrics.literal`, and under keys of their own."""
+    store, cells, table = run
+    _, compared, _ = pairs(settings(overlaps=[0, 0.6]), transfer.PHOTOGRAPHS)
+    found = pd.DataFrame(engine.measure(compared, store, progress=False))
+    alike = found[found.metric.isin(PAPER)]
+    others = found.drop(alike.index)
+    pd.testing.assert_series_equal(others.value, table[table["key"] == key(cells[1].config())].value, check_index=False)
+    assert compared.kind == transfer.PHOTOGRAPHS and list(alike.metric) == list(PAPER)
+    images = compared.probes()["color_shape_digit"].images
+    x, y = (literal.platonic(represent(network, images)) for network in engine.load_pair(compared, store))
+    values = alike.set_index("metric").value
+    assert values.cka == pytest.approx(literal.cka(x, y), abs=1e-5)
+    assert values.mutual_knn == pytest.approx(literal.mutual_knn(x, y), abs=1e-9)
+    assert set(alike.n_probe) == {len(images)} and set(alike.attack) == {"none"}
 
 
 def test_nothing_is_computed_twice(run, monkeypatch):
