@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ from repsim_utils.attacks.transfer import RATES, InClasses, Perturb, answers, at
 from repsim_utils.datasets.vision import Images
 from repsim_utils.experiments import vision
 from repsim_utils.experiments.common import Declared, Frozen, Overlaps, Seeds
-from repsim_utils.experiments.engine import Model, Row, experiment, load
+from repsim_utils.experiments.engine import Model, Row, experiment, load, load_pair
 from repsim_utils.experiments.samples import GROUPS, Data, Measured, evenly, fingerprint
 from repsim_utils.experiments.vision import Kind, Member
 from repsim_utils.models.vision import as_float
@@ -200,7 +200,30 @@ def _unrelated(member: Member) -> Member:
     return member.model_copy(update=about)
 
 
-@experiment(EXPERIMENT, PHOTOGRAPHS, by=SUMMARY, prepare=vision.prepare)
+def gallery(cells: Iterable[AttackedPair], store: Store) -> Tensor:
+    """Images that fool both models, before the primary attack and after it, and the change: uint8 (3, classes, 3, h, w).
+
+    Of the first pair that shares all: the first image of each class that both models classify correctly and that, once
+    it has been attacked on the first, neither does. A place is white where there is none. In the change gray is none,
+    and ε is black or white.
+    """
+    cell = next(cell for cell in cells if cell.overlap == 1)
+    first, second = load_pair(cell, store)
+    chosen = next(iter(cell.probes().values()))
+    images, labels = as_float(chosen.images), chosen.labels
+    how = cell.attacks[0]
+    changed = adversarial.attack(first, images, labels, **how.model_dump(), seed=cell.second.seed)
+    fooled = torch.stack([(answers(m, images) == labels) & (answers(m, changed) != labels) for m in (first, second)])
+    shown = torch.ones(3, len(chosen.classes), *images.shape[1:])
+    for label in range(len(chosen.classes)):
+        for i in (fooled.all(0) & (labels == label)).nonzero()[:1, 0]:
+            change = (changed[i] - images[i]) * 255 / how.epsilon
+            shown[:, label] = torch.stack([images[i], changed[i], (1 + change) / 2]).cpu()
+    return (255 * shown.clamp(0, 1)).round().byte()
+
+
+@experiment(PHOTOGRAPHS, by=SUMMARY, prepare=vision.prepare, gallery=gallery)
+@experiment(EXPERIMENT, by=SUMMARY, prepare=vision.prepare)
 def pairs(settings: Settings, kind: str = EXPERIMENT) -> list[AttackedPair]:
     """Every pair of both sweeps that has classes in common."""
     cells, cell = [], ComparedPair if kind == PHOTOGRAPHS else AttackedPair
@@ -247,7 +270,7 @@ def trials(pair: AttackedPair, unrelated: nn.Module) -> list[Trial]:
         perturb: Perturb = lambda model, x, y: adversarial.random_signs(x, epsilon=attack.epsilon, seed=seed)  # noqa: E731
         return Trial("random_signs", attack.epsilon, perturb)
 
-    made = by(primary)
+    made = _once(by(primary))
     found = [
         Trial(primary.method, primary.epsilon, made, RATES),
         noise(primary),
@@ -258,6 +281,18 @@ def trials(pair: AttackedPair, unrelated: nn.Module) -> list[Trial]:
         found.append(Trial(attack.method, attack.epsilon, by(attack), ("transfer", "white_box")))
         found += [noise(attack)] if attack.method == primary.method else []
     return found
+
+
+def _once(perturb: Perturb) -> Perturb:
+    """The same, but what a model's attack has made of images is remembered: two of the controls ask for it again."""
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def remembered(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if model not in kept or not torch.equal(kept[model][0], x):
+            kept[model] = x, perturb(model, x, y)
+        return kept[model][1]
+
+    return remembered
 
 
 Found = list[tuple[str, float, str, float, int]]
