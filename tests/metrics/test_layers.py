@@ -122,10 +122,15 @@ def test_no_batches_and_unused_layers():
         layerwise(model, Net(1), BATCHES, (["extra"], ["head"]))
 
 
-def test_a_layer_that_says_nothing_is_named():
+def test_a_layer_that_says_nothing_is_named(caplog):
     model = Net(0)
     nn.init.zeros_(model.conv.weight)
     with pytest.raises(ValueError, match="layer conv has no variance"):
+        layerwise(model, Net(1), BATCHES, ["conv"])
+    assert layerwise(Net(1), Net(2), BATCHES).first == ("conv", "head.2") and not caplog.text
+    model.head[2].weight.data.normal_()
+    with pytest.raises(ValueError, match="no layer of Net has a row for each sample"):  # nothing comes through
         layerwise(model, Net(1), BATCHES)
+    assert "layers of Net that are left out (gives every sample the same): conv, head.2" in caplog.text
     with pytest.raises(ValueError, match="layer conv needs at least 4 rows"):
         layerwise(Net(0), Net(1), [IMAGES[:3]], metric="unbiased_cka")
