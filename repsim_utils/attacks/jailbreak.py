@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -54,21 +55,21 @@ class Prompt:
                 "transformers as GPT(model.base_model, model.get_output_embeddings())"
             )
         self.model = model
-        self._positions = _positions(model.body)
+        self._parts, self._positions = list(model.modules()), _positions(model.body)
         self._device = next(model.parameters()).device
         self._before, self._after = (torch.tensor(part, dtype=torch.int64) for part in (list(before), list(after)))
         self._layers: list[tuple[Tensor, Tensor]] | None = None
         self._check(0)
         self._known(torch.cat([self._before, self._after]))
         if cached:
-            with torch.no_grad(), evaluating(model):
+            with torch.no_grad(), self._evaluating():
                 known = model.body(self._before[None].to(self._device), use_cache=True).past_key_values
             self._layers = [(layer.keys, layer.values) for layer in known.layers]
 
     @torch.no_grad()
     def logits(self, suffixes: Tensor) -> Tensor:
         """Logits of the first token of the answer: suffixes int64 (n, length) to float32 (n, vocabulary)."""
-        with evaluating(self.model):
+        with self._evaluating():
             return self._run(suffixes)[0]
 
     def log_probability(self, suffixes: Tensor, target: int) -> Tensor:
@@ -102,7 +103,7 @@ class Prompt:
         generator = torch.Generator().manual_seed(seed)
         rows: list[Tensor] = []
         over = torch.zeros(len(suffixes), dtype=torch.bool)
-        with evaluating(self.model):
+        with self._evaluating():
             logits, past = self._run(suffixes)
             for _ in range(n_tokens):
                 following = _next(logits.cpu(), temperature, top_p, generator)
@@ -116,6 +117,9 @@ class Prompt:
                 logits = self.model.logits(found.last_hidden_state[:, -1]).float()
         table = torch.stack(rows, 1).tolist()
         return [row[: row.index(end)] if end in row else row for row in table]
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self.model) if any(part.training for part in self._parts) else nullcontext()
 
     def _check(self, length: int, answered: int = 0) -> None:
         before, after = len(self._before), len(self._after)
