@@ -159,8 +159,8 @@ def _at_rest(model: Model) -> Iterator[Model]:
         if any(weight.is_inference() for weight in _weights(model)):
             model = copy.deepcopy(model)
         with evaluating(model):
-            if isinstance(model, nn.Module):
-                model.requires_grad_(False)
+            for weight in model.parameters() if isinstance(model, nn.Module) else ():
+                weight.requires_grad_(False)
             yield model
 
 
@@ -225,7 +225,8 @@ def as_images(images: Any) -> Tensor:
     """
     images = as_float(images)
     if images.ndim != 4 or not images.numel():
-        hint = "; of one image give image[None]" if images.ndim == 3 and images.numel() else ""
+        hint = "; of one image give image[None]" if images.ndim == 3 else ""
+        hint = hint if images.numel() else "; there is none"
         raise ValueError(f"images must be float (n, 3, h, w), got {images.dtype} {tuple(images.shape)}{hint}")
     if images.shape[1] > 4 >= images.shape[3]:
         raise ValueError(f"images must be (n, 3, h, w), got {tuple(images.shape)}; give images.permute(0, 3, 1, 2)")

@@ -326,7 +326,10 @@ def test_bad_images_are_named(network, probe):
         (lambda x, y: (x.numpy(), y), r"images must be a float tensor .* got ndarray; give torch.as_tensor\(images\)"),
         (lambda x, y: ((x * 255).byte(), y), r"got torch.uint8 .* give images.float\(\) / 255"),
         (lambda x, y: (x[0], y[:1]), r"got torch.float32 \(3, 16, 16\); of one image give image\[None\]"),
-        (lambda x, y: (x[:0], y[:0]), r"images must be float \(n, 3, h, w\), got torch.float32 \(0, 3, 16, 16\)"),
+        (
+            lambda x, y: (x[:0], y[:0]),
+            r"images must be float \(n, 3, h, w\), got torch.float32 \(0, 3, 16, 16\); there is none",
+        ),
         (lambda x, y: (x.permute(0, 2, 3, 1), y), r"give images.permute\(0, 3, 1, 2\)"),
         (lambda x, y: (x.index_fill(0, torch.tensor([3, 5]), float("nan")), y), r"got nan in 2 of 12"),
         (lambda x, y: (x * 255, y), r"got 0 to 255; .* pixels of 0 … 255 are to be divided by 255"),
@@ -510,6 +513,13 @@ def test_a_model_without_weights_of_its_own(flat, without):
     assert torch.equal(input_gradients(without(model), images, labels), input_gradients(model, images, labels))
     with pytest.raises(ValueError, match="of 5 classes, got 7"):
         attack(without(model), images, labels + 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_compiled_script_is_a_model(network, probe):
+    script = torch.jit.trace(network, probe[0][:2])
+    images, labels = probe
+    assert equal_but_for_rounding(attack(script, images, labels), attack(network, images, labels))
 
 
 def test_a_function_of_two_models(flat):
