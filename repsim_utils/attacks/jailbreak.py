@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from repsim_utils.models import evaluating
 from repsim_utils.models.language import GPT
 
 VERSION = 1  # raised when the same arguments and seed give another suffix
@@ -31,32 +33,51 @@ class Prompt:
     Parameters
     ----------
     model : GPT
+        Asked in evaluation mode, and afterwards in the mode in which it was.
     before, after : sequence of int
         Tokens before the suffix, at least one, and between it and the answer.
     cached : bool
         Keep the keys and values of what is before; else run it again for every suffix, which gives the same.
+
+    Raises
+    ------
+    ValueError
+        Here or when asked: if the model is no `GPT`, a token is none of its vocabulary, or there are more tokens than
+        it has positions. (Rotary positions have no end, though none was trained beyond the context.)
     """
 
     def __init__(self, model: GPT, before: Sequence[int], after: Sequence[int], *, cached: bool = True) -> None:
         if not len(before):
             raise ValueError("a prompt has at least one token before the suffix")
+        if not hasattr(model, "body"):
+            raise ValueError(
+                f"model must be a GPT of repsim_utils.models.language, got {type(model).__name__}; wrap one of "
+                "transformers as GPT(model.base_model, model.get_output_embeddings())"
+            )
         self.model = model
+        self._parts, self._positions = list(model.modules()), _positions(model.body)
         self._device = next(model.parameters()).device
         self._before, self._after = (torch.tensor(part, dtype=torch.int64) for part in (list(before), list(after)))
         self._layers: list[tuple[Tensor, Tensor]] | None = None
+        self._check(0)
+        self._known(torch.cat([self._before, self._after]))
         if cached:
-            with torch.no_grad():
+            with torch.no_grad(), self._evaluating():
                 known = model.body(self._before[None].to(self._device), use_cache=True).past_key_values
             self._layers = [(layer.keys, layer.values) for layer in known.layers]
 
     @torch.no_grad()
     def logits(self, suffixes: Tensor) -> Tensor:
         """Logits of the first token of the answer: suffixes int64 (n, length) to float32 (n, vocabulary)."""
-        return self._run(suffixes)[0]
+        with self._evaluating():
+            return self._run(suffixes)[0]
 
     def log_probability(self, suffixes: Tensor, target: int) -> Tensor:
         """Of a token to be the first of the answer: suffixes int64 (n, length) to float32 (n,), on the CPU."""
-        return self.logits(suffixes).log_softmax(-1)[:, target].cpu()
+        found = self.logits(suffixes).log_softmax(-1)
+        if not 0 <= target < found.shape[1]:
+            raise ValueError(f"target must be a token of the vocabulary, from 0 to {found.shape[1] - 1}, got {target}")
+        return found[:, target].cpu()
 
     @torch.no_grad()
     def answers(
@@ -80,32 +101,60 @@ class Prompt:
             Of the draws.
         """
         generator = torch.Generator().manual_seed(seed)
-        logits, past = self._run(suffixes)
         rows: list[Tensor] = []
         over = torch.zeros(len(suffixes), dtype=torch.bool)
-        for _ in range(n_tokens):
-            following = _next(logits.cpu(), temperature, top_p, generator)
-            following[over] = end
-            rows.append(following)
-            over |= following == end
-            if over.all():
-                break
-            found = self.model.body(following[:, None].to(self._device), past_key_values=past, use_cache=True)
-            logits = self.model.logits(found.last_hidden_state[:, -1]).float()
+        with self._evaluating():
+            logits, past = self._run(suffixes)
+            for _ in range(n_tokens):
+                following = _next(logits.cpu(), temperature, top_p, generator)
+                following[over] = end
+                rows.append(following)
+                over |= following == end
+                if over.all() or len(rows) == n_tokens:
+                    break
+                self._check(suffixes.shape[1], len(rows))
+                found = self.model.body(following[:, None].to(self._device), past_key_values=past, use_cache=True)
+                logits = self.model.logits(found.last_hidden_state[:, -1]).float()
         table = torch.stack(rows, 1).tolist()
         return [row[: row.index(end)] if end in row else row for row in table]
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self.model) if any(part.training for part in self._parts) else nullcontext()
+
+    def _check(self, length: int, answered: int = 0) -> None:
+        before, after = len(self._before), len(self._after)
+        if before + length + after + answered > self._positions:
+            raise ValueError(
+                f"the model reads {self._positions} tokens, but there are {before} before the suffix, {length} of it, "
+                f"{after} after it and {answered} of the answer: shorten the suffix, the prompt or the answer"
+            )
+
+    def _known(self, tokens: Tensor) -> None:
+        vocabulary = self.model.body.get_input_embeddings().weight.shape[0]
+        if len(strange := tokens[(tokens < 0) | (tokens >= vocabulary)]):
+            raise ValueError(f"tokens must be of the vocabulary, from 0 to {vocabulary - 1}, got {int(strange[0])}")
 
     def _run(self, suffixes: Tensor) -> tuple[Tensor, object]:
         from transformers import DynamicCache
 
-        n = len(suffixes)
-        rows = torch.cat([suffixes.cpu(), self._after.expand(n, -1)], 1)
+        n, suffixes = len(suffixes), suffixes.cpu()
+        self._check(suffixes.shape[1])
+        self._known(suffixes)
+        rows = torch.cat([suffixes, self._after.expand(n, -1)], 1)
         if self._layers is None:
             rows, past = torch.cat([self._before.expand(n, -1), rows], 1), DynamicCache()
         else:
             past = DynamicCache([(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in self._layers])
         found = self.model.body(rows.to(self._device), past_key_values=past, use_cache=True)
         return self.model.logits(found.last_hidden_state[:, -1]).float(), past
+
+
+def _positions(body: Any) -> float:
+    """How many a model has: as many as its table of them, without end where they are computed, as rotary ones are."""
+    most = getattr(getattr(body, "config", None), "max_position_embeddings", math.inf)
+    tables = [part for part in body.modules() if isinstance(part, nn.Embedding)]
+    others = [table.num_embeddings for table in tables if table is not body.get_input_embeddings()]
+    return most if any(n >= most for n in others) else math.inf
 
 
 def _next(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
@@ -210,7 +259,7 @@ def search(
     queries = 0
     for k in range(restarts):
         limit = queries + (budget - queries) // (restarts - k) - (succeeds is not None)
-        current = start if k == 0 else None
+        current = start.cpu() if k == 0 and start is not None else None
         if current is None or (survives is not None and not survives(current.tolist())):
             current = _surviving(_random(allowed, length, generator), 1, survives)[0]
         best = float(prompt.log_probability(current[None], target))
@@ -271,6 +320,7 @@ def best_of_random(
 
 
 def _random(allowed: Tensor, length: int, generator: torch.Generator) -> Draw:
+    allowed = allowed.cpu()  # as all that is drawn
     return lambda n: allowed[torch.randint(len(allowed), (n, length), generator=generator)]
 
 

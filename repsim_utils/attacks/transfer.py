@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repsim_utils.attacks import adversarial
+from repsim_utils.attacks.adversarial import Model
+from repsim_utils.models import evaluating
 
 VERSION = 1  # raised when the same models and images have another outcome, or an outcome other rates
 RATES = ("transfer", "white_box", "transfer_given_fooled", "same_mistake", "unmoved")
-Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Perturb = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class InClasses(nn.Module):
@@ -21,22 +23,27 @@ class InClasses(nn.Module):
 
     Parameters
     ----------
-    model : Module
-        Its logits are (n, number of labels).
+    model : Module or callable
+        Its logits are (n, number of labels), returned in any way that `adversarial.logits` reads.
     names : mapping
         Label of every class that it has learned. All others get no probability.
     n_classes : int
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[int, int], n_classes: int) -> None:
+    classes: Tensor
+
+    def __init__(self, model: Model, names: Mapping[int, int], n_classes: int) -> None:
         super().__init__()
         self.model, self.n_classes = model, n_classes
         self.register_buffer("classes", torch.tensor(sorted(names, key=lambda c: names[c])))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: (n, 3, h, w) in [0, 1] to (n, n_classes)."""
-        logits = self.model(images)
-        return logits.new_full((len(images), self.n_classes), -torch.inf).index_copy(1, self.classes, logits)
+        logits = adversarial.logits(self.model, images)
+        if logits.shape[1] != len(self.classes):
+            raise ValueError(f"names has {len(self.classes)} classes, but the model {logits.shape[1]}")
+        classes = self.classes.to(logits.device)
+        return logits.new_full((len(images), self.n_classes), -torch.inf).index_copy(1, classes, logits)
 
 
 class Outcome(NamedTuple):
@@ -63,25 +70,33 @@ class Outcome(NamedTuple):
         return Outcome(*(values[images[self.image]] for values in self))
 
 
-@torch.no_grad()
-def answers(model: nn.Module, images: Tensor) -> Tensor:
+def answers(model: Model, images: Tensor) -> Tensor:
     """Class that a model in evaluation mode sees in every image, float (n, 3, h, w): int64 (n,), on the CPU."""
-    return torch.cat([model(batch).argmax(1).cpu() for batch in images.split(500)])
+    return _answers(model, adversarial.as_float(images))
+
+
+@torch.no_grad()
+def _answers(model: Model, images: Tensor, labels: Sequence[int] = ()) -> Tensor:
+    """With labels that are to be among the classes."""
+    with evaluating(model):
+        batches = (adversarial.placed(model, batch) for batch in images.split(500))
+        return torch.cat([adversarial.logits(model, batch, labels=labels).argmax(1).cpu() for batch in batches])
 
 
 def attack_pair(
-    first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor, perturb: Perturb, *, only_right: bool = True
+    first: Model, second: Model, images: Tensor, labels: Tensor, perturb: Perturb, *, only_right: bool = True
 ) -> Outcome:
     """Make adversarial images on each model of a pair, and try them on the other.
 
     Parameters
     ----------
-    first, second : Module
-        In evaluation mode, both answering in the same classes (see `InClasses`).
+    first, second : Module or callable
+        Both answering in the same classes (see `InClasses`). Modules are in evaluation mode for the time, as in
+        `adversarial.attack`, and afterwards as they were.
     images : Tensor
         float32 (n, 3, h, w) in [0, 1], on the device of the models.
     labels : Tensor
-        int64 (n,), on the CPU.
+        Integers (n,), classes of both.
     perturb : callable
         ``perturb(source, images, labels)`` returns the images to be tried on the victim.
     only_right : bool
@@ -91,16 +106,20 @@ def attack_pair(
     -------
     Outcome
     """
-    chosen = torch.ones(len(labels), dtype=torch.bool)
-    if only_right:
-        chosen = (answers(first, images) == labels) & (answers(second, images) == labels)
-    rows = torch.nonzero(chosen)[:, 0]
-    x, y = images[rows.to(images.device)], labels[rows]
+    images = adversarial.as_images(images)
+    labels = adversarial.as_labels(labels, len(images)).cpu()
+    allowed = adversarial.extremes(labels)
     parts = []
-    for source, victim in ((first, second), (second, first)) if len(rows) else ():
-        made = perturb(source, x, y)
-        moved = ~adversarial.unmoved(x, made).cpu()
-        parts.append(Outcome(rows, y, answers(source, made), answers(victim, made), moved))
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(first, second):
+        chosen = torch.ones(len(labels), dtype=torch.bool)
+        if only_right:
+            chosen = (_answers(first, images, allowed) == labels) & (_answers(second, images, allowed) == labels)
+        rows = torch.nonzero(chosen)[:, 0]
+        x, y = images[rows.to(images.device)], labels[rows]
+        for source, victim in ((first, second), (second, first)) if len(rows) else ():
+            made = perturb(source, x, y)
+            moved = ~adversarial.unmoved(x, made).cpu()
+            parts.append(Outcome(rows, y, _answers(source, made), _answers(victim, made), moved))
     return Outcome(*(torch.cat(values) for values in zip(*parts, strict=True))) if parts else Outcome(*[rows] * 5)
 
 
@@ -128,7 +147,7 @@ def rates(outcome: Outcome) -> dict[str, float]:
     return {name: float(values.double().mean()) for name, values in found.items()}
 
 
-def gradient_cosine(first: nn.Module, second: nn.Module, images: Tensor, labels: Tensor) -> float:
+def gradient_cosine(first: Model, second: Model, images: Tensor, labels: Tensor) -> float:
     """Mean cosine of two models' loss gradients with respect to the same image."""
     x, y = (adversarial.input_gradients(model, images, labels).flatten(1) for model in (first, second))
     return float(F.cosine_similarity(x, y).mean())

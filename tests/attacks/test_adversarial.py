@@ -7,10 +7,19 @@ import pytest
 import torch
 import torchattack
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from repsim_utils.attacks import adversarial
-from repsim_utils.attacks.adversarial import METHODS, Options, attack, input_gradients, random_signs, shuffled, unmoved
+from repsim_utils.attacks.adversarial import (
+    METHODS,
+    Options,
+    attack,
+    input_gradients,
+    logits,
+    random_signs,
+    shuffled,
+    unmoved,
+)
 from repsim_utils.models.vision import build
 from tests.attacks import literal
 
@@ -308,6 +317,315 @@ def test_bad_images_are_named(network, probe):
         attack(network, images, labels.float())
     with pytest.raises(ValueError, match=r"labels must be int64 \(12,\)"):
         attack(network, images, labels[:3])
+
+
+@pytest.mark.parametrize("call", [attack, input_gradients])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x.numpy(), y), r"images must be a float tensor .* got ndarray; give torch.as_tensor\(images\)"),
+        (lambda x, y: ((x * 255).byte(), y), r"got torch.uint8 .* give images.float\(\) / 255"),
+        (lambda x, y: (x[0], y[:1]), r"got torch.float32 \(3, 16, 16\); of one image give image\[None\]"),
+        (
+            lambda x, y: (x[:0], y[:0]),
+            r"images must be float \(n, 3, h, w\), got torch.float32 \(0, 3, 16, 16\); there is none",
+        ),
+        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"give images.permute\(0, 3, 1, 2\)"),
+        (lambda x, y: (x.index_fill(0, torch.tensor([3, 5]), float("nan")), y), r"got nan in 2 of 12"),
+        (lambda x, y: (x * 255, y), r"got 0 to 255; .* pixels of 0 … 255 are to be divided by 255"),
+        (lambda x, y: (x, y.tolist()), r"labels must be int64 \(12,\), got list; give torch.as_tensor\(labels\)"),
+        (lambda x, y: (x, y.numpy()), r"labels must be int64 \(12,\), got ndarray"),
+        (lambda x, y: (x, y.double()), r"got torch.float64 \(12,\); give labels.long\(\)"),
+        (lambda x, y: (x, y > 0), r"got torch.bool"),
+        (
+            lambda x, y: (x, one_hot(y, CLASSES)),
+            r"got torch.int64 \(12, 5\); of one-hot labels give labels.argmax\(1\)",
+        ),
+        (lambda x, y: (x, y[:, None]), r"got torch.int64 \(12, 1\); give labels.flatten\(\)"),
+        (lambda x, y: (x, y.masked_fill(y == 0, 5)), "labels must be from 0 to 4 of 5 classes, got 5"),
+        (lambda x, y: (x, y.masked_fill(y == 0, -100)), "labels must be from 0 to 4 of 5 classes, got -100"),
+    ],
+)
+def test_what_to_do_about_other_images_and_labels_is_said(network, probe, call, change, message):
+    with pytest.raises(ValueError, match=message):
+        call(network, *change(*probe))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_labels_may_be_any_integers(network, probe, kind):
+    images, labels = probe
+    assert torch.equal(attack(network, images, labels.to(kind)), attack(network, images, labels))
+
+
+@pytest.mark.parametrize("control", [random_signs, lambda x, epsilon: shuffled(x, x)])
+def test_controls_refuse_what_an_attack_refuses(probe, control):
+    for images, message in (((probe[0] * 255).byte(), "images.float"), (probe[0] * 255, "divided by 255")):
+        with pytest.raises(ValueError, match=message):
+            control(images, epsilon=8)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda *of, **how: attack(*of, **how), lambda net, x, y, **how: random_signs(x, **how)]
+)
+def test_an_epsilon_in_other_units_is_told_once(network, probe, call, caplog):
+    """And computed as documented: in units of 1/255."""
+    images = probe[0].double() * 0.8 + 0.1
+    made = call(copy.deepcopy(network).double(), images, probe[1], epsilon=8 / 255)
+    assert float((made - images).abs().max()) == pytest.approx(8 / 255**2, rel=1e-6)
+    told = "epsilon is in units of 1/255: 0.031 is 0.00012 of the pixel range; for 8/255 give 8"
+    assert caplog.messages == [told]
+    call(network, images.float(), probe[1], epsilon=1)
+    assert caplog.messages == [told]
+
+
+# Models of other kinds. The gradient of a linear one is known: what an attack finds is a formula.
+
+
+class Flat(nn.Module):
+    """Linear; flattens with a view, as many do, which wants contiguous images."""
+
+    def __init__(self, n_pixels=192, seed=0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, n_pixels, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, images):
+        return images.view(len(images), -1) @ self.weight.T
+
+
+def ascent(weight, images, labels, epsilon):
+    """One step of FGSM on logits that are linear in the pixels, in float64: sign of Wᵀ(p - e)."""
+    weight, x = weight.detach().double(), images.double()
+    p = (x.flatten(1) @ weight.T).softmax(1)
+    p[torch.arange(len(p)), labels] -= 1
+    return (x + epsilon / 255 * (p @ weight).sign().view_as(x)).clamp(0, 1)
+
+
+@pytest.fixture
+def flat():
+    return Flat(), torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 4, 2, 1])
+
+
+def close(made, expected, atol=1e-6):
+    torch.testing.assert_close(made.double(), expected, rtol=0, atol=atol)
+
+
+def given(layout, images):
+    if layout == "strided":  # every other pixel of larger images
+        return images.repeat_interleave(2, -1)[..., ::2]
+    return images.contiguous(memory_format=torch.channels_last) if layout == "channels last" else images
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
+def test_a_model_may_flatten_with_a_view(flat, layout):
+    model, images, labels = flat
+    x, expected = given(layout, images), ascent(model.weight, images, labels, 8)
+    close(attack(model, x, labels, "fgsm"), expected)
+    gradients = input_gradients(model, x, labels)
+    assert torch.equal(gradients.sign().double(), (expected - images).sign().double())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_hands_a_view_what_it_needs(flat, method):
+    """On a linear model of two classes all of them, but for resizing and smoothing, take the same signs."""
+    model, images, labels = Flat(), flat[1] * 0.5 + 0.25, torch.tensor([0, 1, 1, 0])
+    model.weight.data = model.weight.data[:2] * 1e-2
+    made = attack(model, images, labels, method, epsilon=8, diversity=0, smoothing=0)
+    close(made, ascent(model.weight, images, labels, 8))
+    again = attack(model, images, labels, method, epsilon=8, diversity=METHODS[method].diversity)
+    assert (again - images).abs().max() == pytest.approx(8 / 255, abs=1e-6)
+
+
+class Named:
+    """What some libraries return."""
+
+    def __init__(self, found):
+        self.logits = found
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        Named,
+        lambda z: {"loss": None, "logits": z},
+        lambda z: (z, -z),
+        lambda z: [z],
+        torch.return_types.max,
+        lambda z: z.bfloat16().float(),
+    ],
+)
+def test_logits_are_found_in_what_a_model_returns(flat, wrapped):
+    model, images, labels = flat
+    wrap = (lambda z: wrapped([z, z])) if wrapped is torch.return_types.max else wrapped
+    close(attack(lambda x: wrap(model(x)), images, labels, "fgsm"), ascent(model.weight, images, labels, 8))
+    expected = images.flatten(1).double() @ model.weight.double().T
+    close(logits(lambda x: wrap(model(x)), images).detach(), expected.detach(), atol=0.2)
+
+
+def test_a_transformers_classifier_is_attacked_as_its_logits_are(probe):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    net = ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, num_labels=CLASSES, **shape))
+    assert torch.equal(attack(net, *probe), attack(lambda x: net(x).logits, *probe))
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (lambda z: {"out": z}, "dict of out"),
+        (lambda z: None, "NoneType"),
+        (lambda z: (), "tuple"),
+        (lambda z: z[:, 0], r"Tensor \(4,\)"),
+        (lambda z: z[:2], r"Tensor \(2, 5\)"),
+        (lambda z: z.numpy(force=True), "ndarray"),
+    ],
+)
+def test_what_is_no_logits_is_named(flat, returned, named):
+    model, images, labels = flat
+    for call in (attack, input_gradients, lambda f, x, y: logits(f, x)):
+        with pytest.raises(ValueError, match=rf"logits \(4, number of classes\), .* but it returned {named}: wrap"):
+            call(lambda x: returned(model(x)), images, labels)
+
+
+def test_logits_without_a_gradient_are_told(flat):
+    model, images, labels = flat
+    for stop in (torch.no_grad(), torch.inference_mode()):
+        with pytest.raises(ValueError, match="no gradient: is there a no_grad, a detach"):
+            attack(stop(model.forward), images, labels)
+
+
+class Unregistered(nn.Module):
+    """Holds no weight that a module would list."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.parts = (model,)
+
+    def forward(self, images):
+        return self.parts[0](images)
+
+
+@pytest.mark.parametrize("without", [lambda m: lambda x: m(x), Unregistered, lambda m: m.forward])
+def test_a_model_without_weights_of_its_own(flat, without):
+    model, images, labels = flat
+    close(attack(without(model), images, labels, "fgsm"), ascent(model.weight, images, labels, 8))
+    assert torch.equal(input_gradients(without(model), images, labels), input_gradients(model, images, labels))
+    with pytest.raises(ValueError, match="of 5 classes, got 7"):
+        attack(without(model), images, labels + 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_compiled_script_is_a_model(network, probe):
+    script = torch.jit.trace(network, probe[0][:2])
+    images, labels = probe
+    assert equal_but_for_rounding(attack(script, images, labels), attack(network, images, labels))
+
+
+def test_a_function_of_two_models(flat):
+    """Their mean is linear too, with the mean of their weights."""
+    one, images, labels = flat
+    two = Flat(seed=1)
+    made = attack(lambda x: (one(x) + two(x)) / 2, images, labels, "fgsm")
+    close(made, ascent((one.weight + two.weight) / 2, images, labels, 8))
+
+
+def test_modules_that_a_function_calls_do_not_train(network, probe):
+    model = copy.deepcopy(network).train()
+    model.body[0].eval()
+    before, modes = copy.deepcopy(model.state_dict()), [part.training for part in model.modules()]
+    assert torch.equal(attack(lambda x: model(x), *probe), attack(lambda x: network(x), *probe))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [part.training for part in model.modules()] == modes
+    model(probe[0])  # and it does again afterwards
+    assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("images_too", [False, True])
+def test_half_precision_keeps_to_epsilon(flat, kind, images_too):
+    """The weights are rounded, the steps are not: each pixel is moved by ε to a millionth."""
+    model, images, labels = flat
+    model, images = model.to(kind), (images * 0.5 + 0.25).to(kind if images_too else torch.float32)
+    made = attack(model, images, labels, "mi-fgsm", epsilon=3)
+    assert made.dtype == torch.float32
+    moves = (made.double() - images.double()).abs()
+    assert moves.max() <= 3 / 255 + 1e-6 and (moves > 3 / 255 - 1e-6).double().mean() > 0.95
+    expected = ascent(model.weight, images, labels, 3)
+    assert ((made.double() - expected).abs() < 1e-6).double().mean() > 0.95  # where rounding does not turn a sign
+    assert input_gradients(model, images, labels).dtype == torch.float32
+
+
+def test_float64_weights_see_float64_images(flat):
+    model, images, labels = flat
+    double = copy.deepcopy(model).double()
+    expected = images.double().flatten(1) @ double.weight.T
+    torch.testing.assert_close(logits(double, images), expected, rtol=0, atol=0)
+    close(attack(double, images, labels, "fgsm"), ascent(model.weight, images, labels, 8))
+
+
+# Whatever is so outside
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_had_where_none_are_recorded(network, probe, mode):
+    expected, slopes = attack(network, *probe), input_gradients(network, *probe)
+    with mode():
+        x, y = (values.clone() for values in probe)  # in inference mode: what autograd refuses
+        again = copy.deepcopy(network)
+        for model in (network, again):
+            assert torch.equal(attack(model, x, y), expected) and torch.equal(input_gradients(model, x, y), slopes)
+        assert not torch.is_grad_enabled()
+    assert x.is_inference() == (mode is torch.inference_mode)
+    assert torch.equal(attack(network, x, y), expected) and torch.equal(attack(again, x, y), expected)
+    assert torch.equal(random_signs(x, epsilon=8), random_signs(probe[0], epsilon=8))
+    assert torch.equal(shuffled(x, expected), shuffled(probe[0], expected))
+
+
+def test_images_that_want_gradients_give_images_that_do_not(network, probe):
+    x, y = probe[0].clone().requires_grad_(), probe[1]
+    made = [attack(network, x, y), attack(network, x, y, epsilon=0), input_gradients(network, x, y)]
+    made += [random_signs(x, epsilon=8), shuffled(x, made[0])]
+    assert not any(one.requires_grad for one in made) and x.requires_grad and x.grad is None
+    assert torch.equal(made[0], attack(network, *probe))
+
+
+@pytest.mark.parametrize("call", [attack, input_gradients])
+def test_gradients_of_weights_are_left_alone_also_after_an_error(network, probe, call):
+    model = copy.deepcopy(network).train()
+    some, *others = model.parameters()
+    others[0].requires_grad_(False)
+    some.grad = kept = torch.ones_like(some)
+    with pytest.raises(ValueError, match="got 99"):
+        call(model, probe[0], probe[1].clamp_min(99))
+    call(model, *probe)
+    assert some.grad is kept and torch.equal(kept, torch.ones_like(some)) and all(w.grad is None for w in others)
+    assert [w.requires_grad for w in others] == [False] + [True] * (len(others) - 1) and some.requires_grad
+    assert all(part.training for part in model.modules())
+
+
+# Images that are not square
+
+
+@pytest.mark.parametrize("size", [(8, 20), (20, 8), (1, 9)])
+def test_diversity_keeps_the_shape_of_an_image(size, monkeypatch):
+    """Both sides grow alike, and the larger image lies anywhere on the largest."""
+    model, pad, placed = Flat(3 * size[0] * size[1]), torch.nn.functional.pad, []
+
+    def spy_pad(x, pads):
+        placed.append((*x.shape[2:], *pads))
+        return pad(x, pads)
+
+    monkeypatch.setattr(adversarial.F, "pad", spy_pad)
+    images = torch.full((2, 3, *size), 0.5)
+    made = attack(model, images, torch.tensor([0, 1]), "di-fgsm", steps=60, diversity=1, resize=1.5, step=0.1)
+    assert made.shape == images.shape and (made - images).abs().max() == pytest.approx(8 / 255, abs=1e-6)
+    largest = [max(length * 3 // 2, length + 1) for length in size]
+    for high, wide, left, right, top, bottom in placed:
+        assert (high + top + bottom, wide + left + right) == tuple(largest) and min(left, right, top, bottom) >= 0
+        assert size[0] <= high and size[1] <= wide
+        assert abs(high / size[0] - wide / size[1]) < 1 / min(size)  # but for whole pixels
+    assert len({one[:2] for one in placed}) > 2
 
 
 # Gradients and controls

@@ -212,5 +212,107 @@ def test_a_prompt_needs_a_token_before_the_suffix():
         Prompt(tiny(), [], AFTER)
 
 
+# Models as they come
+
+
+def gpt2(**changes):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_positions": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape | changes))
+
+
+def wrapped(whole):
+    return language.GPT(whole.base_model, whole.get_output_embeddings())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_model_with_dropout_is_asked_without_and_left_as_it_was(cached):
+    model = language.build(VOCABULARY, seed=0, n_layer=2, n_head=2, width=16, context=32, dropout=0.3)
+    model.body.h[0].eval()
+    modes, suffixes = [part.training for part in model.modules()], random_suffixes(3, ALLOWED, length=5, seed=0)
+    prompt = Prompt(model, BEFORE, AFTER, cached=cached)
+    found = search(prompt, TARGET, ALLOWED, length=5, budget=60, restarts=2, seed=0)
+    said, odds = prompt.answers(suffixes, 6, end=0), prompt.log_probability(suffixes, TARGET).tolist()
+    assert [part.training for part in model.modules()] == modes and model.training
+    model.eval()
+    assert odds == pytest.approx([plain(model, row) for row in suffixes.tolist()], abs=1e-5)
+    assert found.log_probability == pytest.approx(plain(model, found.suffix.tolist()), abs=1e-5)
+    assert said == Prompt(model, BEFORE, AFTER).answers(suffixes, 6, end=0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_longer_than_the_positions_is_refused(cached):
+    """20 positions: 4 before, 2 after, so that 14 are left for a suffix; the last token of an answer needs none."""
+    prompt = Prompt(wrapped(gpt2()).eval(), BEFORE, AFTER, cached=cached)
+    longest = random_suffixes(1, ALLOWED, length=14, seed=0)
+    assert float(prompt.log_probability(longest, TARGET)) == pytest.approx(
+        plain(prompt.model, longest[0].tolist()), abs=1e-5
+    )
+    assert [len(row) for row in prompt.answers(longest, 1, end=-1)] == [1]
+    assert [len(row) for row in prompt.answers(longest[:, :10], 5, end=-1)] == [5]
+    told = "reads 20 tokens, but there are 4 before the suffix, {} of it, 2 after it and {} of the answer: shorten"
+    for ask, numbers in (
+        (lambda: search(prompt, TARGET, ALLOWED, length=15, budget=9, restarts=1, seed=0), (15, 0)),
+        (lambda: best_of_random(prompt, TARGET, ALLOWED, length=50, budget=9, seed=0), (50, 0)),
+        (lambda: prompt.answers(longest[:, :10], 6, end=-1), (10, 5)),
+        (lambda: Prompt(prompt.model, BEFORE * 5, AFTER, cached=cached), None),
+    ):
+        with pytest.raises(ValueError, match=told.format(*numbers) if numbers else "20 before the suffix, 0 of it"):
+            ask()
+
+
+def test_an_answer_that_ends_in_time_is_not_refused():
+    prompt = Prompt(wrapped(gpt2()).eval(), BEFORE, AFTER)
+    suffixes = random_suffixes(1, ALLOWED, length=10, seed=0)
+    (first,) = prompt.answers(suffixes, 1, end=-1)[0]
+    assert prompt.answers(suffixes, 100, end=first) == [[]]
+
+
+def test_rotary_positions_have_no_end():
+    model = tiny()  # a context of 32
+    suffix = random_suffixes(1, ALLOWED, length=40, seed=0)
+    odds = float(Prompt(model, BEFORE, AFTER).log_probability(suffix, TARGET))
+    assert odds == pytest.approx(plain(model, suffix[0].tolist()), abs=1e-4)
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 99])
+def test_tokens_outside_the_vocabulary_are_refused(token):
+    prompt, good = Prompt(tiny("gpt"), BEFORE, AFTER), random_suffixes(1, ALLOWED, length=3, seed=0)
+    for ask in (
+        lambda: search(prompt, token, ALLOWED, length=3, budget=9, restarts=1, seed=0),
+        lambda: prompt.log_probability(good, token),
+        lambda: prompt.logits(good.index_fill(1, torch.tensor([1]), token)),
+        lambda: search(prompt, TARGET, torch.tensor([token]), length=3, budget=9, restarts=1, seed=0),
+        lambda: Prompt(prompt.model, [1, token], AFTER),
+        lambda: Prompt(prompt.model, BEFORE, [token], cached=False),
+    ):
+        with pytest.raises(ValueError, match=rf"of the vocabulary, from 0 to {VOCABULARY - 1}, got {token}"):
+            ask()
+
+
+def test_a_bare_model_of_transformers_is_told_how_to_be_wrapped():
+    whole = gpt2().eval()
+    with pytest.raises(
+        ValueError, match=r"got GPT2LMHeadModel; wrap one .* as GPT\(model.base_model, model.get_output_"
+    ):
+        Prompt(whole, BEFORE, AFTER)
+    suffixes = random_suffixes(2, ALLOWED, length=5, seed=0)
+    rows = torch.tensor([[*BEFORE, *row, *AFTER] for row in suffixes.tolist()])
+    expected = whole(rows).logits[:, -1].log_softmax(-1)[:, TARGET]
+    found = Prompt(wrapped(whole), BEFORE, AFTER).log_probability(suffixes, TARGET)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5)
+
+
+def test_a_prompt_may_be_made_in_inference_mode():
+    model, suffixes = tiny("gpt"), random_suffixes(2, ALLOWED, length=5, seed=0)
+    with torch.inference_mode():
+        prompt = Prompt(model, BEFORE, AFTER)
+        inside = prompt.log_probability(suffixes * 1, TARGET).tolist()
+    assert prompt.log_probability(suffixes, TARGET).tolist() == inside
+    assert inside == pytest.approx([plain(model, row) for row in suffixes.tolist()], abs=1e-5)
+
+
 def test_the_template_has_a_place_for_the_request():
     assert jailbreak.TEMPLATE.format(request="what color is it?", word="sure").startswith("what color is it?")

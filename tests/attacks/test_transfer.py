@@ -1,9 +1,12 @@
 """How transfer is counted, on models whose answers are known."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from repsim_utils.attacks.adversarial import attack
 from repsim_utils.attacks.transfer import InClasses, Outcome, answers, attack_pair, gradient_cosine, rates
 
 
@@ -109,3 +112,145 @@ def test_gradient_cosine():
     assert gradient_cosine(model, model, images, labels) == pytest.approx(1, abs=1e-6)
     assert gradient_cosine(model, opposite, images, labels) == pytest.approx(-1, abs=1e-3)
     assert abs(gradient_cosine(model, other, images, labels)) < 0.9
+
+
+# Models as they come
+
+
+def training_pair():
+    """Two networks in training mode, but for one part; with dropout, and statistics that a forward pass would move."""
+    torch.manual_seed(0)
+    parts = lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 16, 5)]  # noqa: E731
+    pair = [nn.Sequential(*parts()).train() for _ in range(2)]
+    pair[0][0].eval()
+    pair[0][4].bias.requires_grad_(False)
+    pair[1][4].weight.grad = torch.ones(5, 64)
+    return pair
+
+
+def state(models):
+    """All that a measurement is to leave alone."""
+    parts = [part.training for model in models for part in model.modules()]
+    values = [value.clone() for model in models for value in model.state_dict().values()]
+    weights = [(weight.requires_grad, weight.grad) for model in models for weight in model.parameters()]
+    return parts, torch.cat([value.double().flatten() for value in values]).tolist(), weights
+
+
+def unchanged(before, after):
+    weights = zip(before[2], after[2], strict=True)
+    return before[:2] == after[:2] and all(a[0] == b[0] and a[1] is b[1] for a, b in weights)
+
+
+def perturbed(source, x, y):
+    """An attack of one's own, which fills the gradients of weights."""
+    assert not any(part.training for part in source.modules())
+    leaf = x.clone().requires_grad_()
+    nn.functional.cross_entropy(source(leaf), y).backward()
+    return (leaf + 0.1 * leaf.grad.sign()).clamp(0, 1)
+
+
+def same(one, other):
+    """Measurements: a number, a tensor or an outcome."""
+    if isinstance(one, tuple):
+        return all(map(torch.equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+MEASURES = {
+    "answers": lambda a, b, x, y: answers(a, x),
+    "gradient_cosine": gradient_cosine,
+    "attack_pair": lambda a, b, x, y: attack_pair(a, b, x, y, attack),
+    "all images": lambda a, b, x, y: attack_pair(a, b, x, y, attack, only_right=False),
+    "another attack": lambda a, b, x, y: attack_pair(a, b, x, y, perturbed, only_right=False),
+    "in classes": lambda a, b, x, y: answers(InClasses(a, {i: i for i in range(5)}, 5), x),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_models_are_measured_in_evaluation_mode_and_left_as_they_were(name):
+    measure, pair = MEASURES[name], training_pair()
+    x, y = torch.rand(30, 3, 6, 6), torch.randint(5, (30,))
+    before, expected = state(pair), measure(*(copy.deepcopy(model).eval() for model in pair), x, y)
+    for _ in range(2):
+        assert same(measure(*pair, x.clone().requires_grad_(), y), expected)
+        assert unchanged(before, state(pair))
+        assert torch.equal(pair[1][4].weight.grad, torch.ones(5, 64))
+    with torch.inference_mode():
+        assert same(measure(*pair, x * 1, y * 1), expected)
+
+
+def test_models_are_left_as_they_were_after_an_error():
+    pair, x, y = training_pair(), torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 2, 3])
+    before = state(pair)
+
+    def broken(source, x, y):
+        source(x).sum().backward()
+        raise KeyError("own")
+
+    for measure, error in (
+        (lambda: attack_pair(*pair, x, y, broken, only_right=False), KeyError),
+        (lambda: gradient_cosine(*pair, x[:, :1], y), RuntimeError),
+        (lambda: answers(pair[0], x[:, :1]), RuntimeError),
+    ):
+        with pytest.raises(error):
+            measure()
+        assert unchanged(before, state(pair))
+
+
+class Flat(nn.Module):
+    """One weight a pixel; flattens with a view, and returns what it is told to."""
+
+    def __init__(self, wrap=lambda z: z):
+        super().__init__()
+        weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(weight - weight.mean(0))  # so that no class has all images
+        self.wrap = wrap
+
+    def forward(self, images):
+        return self.wrap(images.view(len(images), -1) @ self.weight)
+
+
+@pytest.mark.parametrize("wrap", [lambda z: z, lambda z: (z, 0), lambda z: {"logits": z}])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+def test_all_models_are_asked_alike(wrap, layout, kind):
+    """Whatever they return, however the images lie, in the precision of the weights."""
+    images = torch.rand(20, 3, 2, 2, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+    model = Flat(wrap).to(kind)
+    exact = images.flatten(1).double() @ model.weight.detach().double()
+    expected, gap = exact.argmax(1), (exact.topk(2).values @ torch.tensor([1.0, -1.0]).double()) > 0.1  # no near ties
+    assert gap.sum() > 10 and len(expected.unique()) > 1
+    inside = InClasses(model, {4: 1, 2: 0, 7: 2}, 8)
+    assert torch.equal(answers(model, images)[gap], expected[gap])
+    assert torch.equal(answers(inside, images)[gap], torch.tensor([2, 4, 7])[expected][gap])
+    function = InClasses(lambda x: model(x.to(kind)), {0: 0, 1: 1, 2: 2}, 3)
+    labels = expected[gap].int()
+    outcome = attack_pair(model, function, images[gap], labels, lambda source, x, y: attack(source, x, y, epsilon=100))
+    assert len(outcome.image) == 2 * gap.sum() and rates(outcome)["white_box"] > 0.9
+
+
+def test_in_classes_needs_as_many_names_as_labels():
+    with pytest.raises(ValueError, match="names has 2 classes, but the model 3"):
+        InClasses(Flat(), {0: 0, 1: 1}, 5)(torch.rand(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("only_right", [False, True])
+@pytest.mark.parametrize("label", [3, -100])
+def test_labels_that_are_no_classes_are_told(only_right, label):
+    images = torch.rand(2, 3, 2, 2)
+    with pytest.raises(ValueError, match=f"labels must be from 0 to 2 of 3 classes, got {label}"):
+        attack_pair(Flat(), Flat(), images, torch.tensor([1, label]), attack, only_right=only_right)
+
+
+def test_a_pair_is_not_attacked_on_other_images_and_labels():
+    images, labels = torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
+    for x, y, message in (
+        (images * 255, labels, "divided by 255"),
+        (images.numpy(), labels, "as_tensor"),
+        (images, [0, 1], "as_tensor"),
+        (images, labels.double(), "labels.long"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack_pair(Flat(), Flat(), x, y, attack)
+    with pytest.raises(ValueError, match=r"images\.float"):
+        answers(Flat(), (images * 255).byte())
