@@ -12,6 +12,7 @@ from torch import Tensor
 from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
+CANCELS = 1e-6  # share of an HSIC that is too little to be had as a difference
 
 
 def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma: float | None = None) -> float:
@@ -249,7 +250,8 @@ def jackknife(a: Linear, b: Linear, *, unbiased: bool) -> Tensor:
     """Linear CKA without each row in turn: float64 (n,), from d × d products and sums of rows of the kernels.
 
     With kernels K, L whose diagonals are taken off if unbiased, leaving out row i takes from each sum over the kernels
-    what row and column i contribute.
+    what row and column i contribute. Where a row is so large that little is left without it, that would cancel: such a
+    score is computed from the other rows.
     """
 
     def hsic(a: Linear, b: Linear) -> Tensor:
@@ -268,4 +270,11 @@ def jackknife(a: Linear, b: Linear, *, unbiased: bool) -> Tensor:
             return product + total_k * total_l / ((m - 1) * (m - 2)) - 2 / (m - 2) * mixed
         return product + total_k * total_l / m**2 - 2 / m * mixed
 
-    return hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()
+    own = hsic(a, a), hsic(b, b)
+    scores = hsic(a, b) / (own[0] * own[1]).sqrt()
+    little = (own[0] < CANCELS * a.own) | (own[1] < CANCELS * b.own)
+    for i in little.nonzero()[:, 0].tolist():
+        rest = torch.arange(len(a.x), device=a.x.device) != i
+        first, second = Linear.of(a.x[rest]), Linear.of(b.x[rest])
+        scores[i] = unbiased_cka_score(first, second) if unbiased else cka_score(first, second)
+    return scores

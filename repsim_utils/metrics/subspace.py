@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 4096  # rows that are looked at together
+TIED = 1e-8  # correlations that are no further apart count as equal
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,21 @@ def cca_score(a: Subspace, b: Subspace) -> float:
 
 
 def pwcca_score(a: Subspace, b: Subspace) -> float:
-    """Mean of the canonical correlations, weighted by what their directions account for in a."""
+    """Mean of the canonical correlations, weighted by what their directions account for in a.
+
+    Directions of equal correlations are arbitrary within the space that they span: their weight is the mean over all
+    choices. For unit vectors h of an orthonormal basis of m dimensions, Σ |⟨h, g⟩| is m Γ(m/2) / (√π Γ((m+1)/2)) times
+    the length of g on average.
+    """
     values, directions = _correlations(a, b)
-    weights = (directions @ a.loadings).abs().sum(1)
-    return float((weights @ values) / weights.sum())
+    loadings = directions @ a.loadings
+    weights, means = [], []
+    for group in torch.tensor_split(torch.arange(len(values)), (values.diff().abs() > TIED).nonzero()[:, 0].cpu() + 1):
+        m = len(group)
+        share = m * math.exp(math.lgamma(m / 2) - math.lgamma((m + 1) / 2)) / math.pi**0.5
+        weights.append(share * float(loadings[group].norm(dim=0).sum()))
+        means.append(float(values[group].mean()))
+    return sum(w * v for w, v in zip(weights, means, strict=True)) / sum(weights)
 
 
 def cca(x: Any, y: Any) -> float:
@@ -161,7 +174,7 @@ def pwcca(x: Any, y: Any) -> float:
     """PWCCA: mean canonical correlation, weighted by how much of x each canonical direction accounts for.
 
     Morcos et al. (2018), Section 2: the weight of a canonical direction h of x is the sum over the features of x of
-    ``|⟨h, feature⟩|``.
+    ``|⟨h, feature⟩|``. Where correlations are equal, this is averaged over all directions that share them.
 
     Parameters
     ----------

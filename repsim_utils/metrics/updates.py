@@ -49,12 +49,12 @@ def update_subspaces(first: Update, second: Update, *, k: int = 4) -> tuple[floa
     first, second : tuple of Tensor
         B (out, r) and A (r, in).
     k : int
-        At most the smallest of all sides.
+        At most the rank of either change, beyond which singular vectors are arbitrary.
 
     Returns
     -------
     written, read : float
-        From 0 to 1. Random subspaces have k / out and k / in on average.
+        From 0 to 1. Random subspaces have k / out and k / in on average. Not a number if one changes nothing.
 
     Raises
     ------
@@ -62,20 +62,27 @@ def update_subspaces(first: Update, second: Update, *, k: int = 4) -> tuple[floa
         If the two are not of matrices of one shape, or have fewer than k directions.
     """
     _check(first, second)
-    fewest = min(min(left.shape[0], *right.shape) for left, right in (first, second))
+    spaces = [_directions(update) for update in (first, second)]
+    fewest = min(written.shape[1] for written, _ in spaces)
+    if fewest == 0 and k >= 1:
+        return float("nan"), float("nan")
     if not 1 <= k <= fewest:
-        raise ValueError(f"k must be from 1 to {fewest}, the fewest directions of a change; got {k}")
-    spaces = [_leading(update, k) for update in (first, second)]
-    written, read = (float((x.T @ y).square().sum()) / k for x, y in zip(*spaces, strict=True))
+        raise ValueError(f"k must be from 1 to {fewest}, the rank of a change: others are arbitrary; got {k}")
+    written, read = (float((x[:, :k].T @ y[:, :k]).square().sum()) / k for x, y in zip(*spaces, strict=True))
     return written, read
 
 
-def _leading(update: Update, k: int) -> tuple[Tensor, Tensor]:
-    """Leading left and right singular vectors of a product, from the small matrix between two orthonormal bases."""
+def _directions(update: Update) -> tuple[Tensor, Tensor]:
+    """Left and right singular vectors of a product, as many as its rank: from the small matrix between two bases.
+
+    What rounding of the factors makes of a smaller rank is not counted.
+    """
     left, right = (part.double() for part in update)
     (q, r), (p, s) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    u, _, vt = torch.linalg.svd(r @ s.T)
-    return q @ u[:, :k], p @ vt[:k].T
+    u, values, vt = torch.linalg.svd(r @ s.T)
+    rounding = 10 * max(torch.finfo(part.dtype).eps for part in update)
+    rank = int((values > rounding * values.max()).sum())
+    return q @ u[:, :rank], p @ vt[:rank].T
 
 
 def _check(first: Update, second: Update) -> None:

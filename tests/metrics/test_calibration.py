@@ -54,6 +54,17 @@ class TestEveryMetric:
         assert interval(x, y, name).standard_error == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e8])
+def test_jackknife_with_one_row_that_outweighs_all_others(size):
+    """In closed form, sums over all rows less those of that row would leave nothing but rounding."""
+    x, y = (np.array(values) for values in pair(n=40))
+    x[0] *= size
+    y[0] *= size
+    scores = [METRICS["cka"](*(values[np.arange(40) != i] for values in (x, y))) for i in range(40)]
+    expected = np.std(scores) * 39**0.5
+    assert expected > 0.1 and interval(x, y, "cka").standard_error == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "name", ["mutual_knn", "cknna", "lcs_knn", "cycle_knn", "edit_distance_knn", "cknna_published"]
 )

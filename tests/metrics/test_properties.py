@@ -65,6 +65,24 @@ def test_pwcca_weighs_the_features_of_the_first():
     assert changes("pwcca", x @ rotation(9, 0), x, y)
 
 
+def test_pwcca_where_correlations_are_equal_is_the_mean_over_directions_that_share_them():
+    """Directions within a space of equal correlations are arbitrary: here the literal value of many choices."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(np.c_[np.ones(60), rng.normal(size=(60, 12))])[0][:, 1:]
+    x = basis[:, :6] @ rng.normal(size=(6, 7))  # three correlations of 1, three of 0
+    y = np.c_[basis[:, :3], basis[:, 6:9]]
+    weights = [
+        [np.abs(x.T @ part @ rotation(3, seed)).sum() for seed in range(3000)] for part in (basis[:, :3], basis[:, 3:6])
+    ]
+    choices = weights[0] / np.sum(weights, axis=0)
+    assert np.std(choices) > 0.01  # what a single choice would have made of it
+    wanted = np.mean(weights[0]) / np.mean(weights, axis=1).sum()
+    assert METRICS["pwcca"](x, y) == pytest.approx(wanted, abs=3e-3)
+    values = [METRICS["pwcca"](x[order], y[order]) for order in (rng.permutation(60) for _ in range(5))]
+    assert values == pytest.approx([values[0]] * 5, abs=1e-12)
+    assert METRICS["pwcca"](x, x) == pytest.approx(1)
+
+
 def test_rsa_rotates_with_euclidean_distances_only():
     from repsim_utils.metrics import rsa
 
