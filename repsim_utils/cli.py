@@ -266,11 +266,13 @@ def slurm(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs, each one worker.")] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=0, max=1, help="Graphics cards of a job: a worker uses one.")] = 1,
     cores: Annotated[int, typer.Option("--cores", min=1, help="Cores of a job.")] = 4,
-    memory: Annotated[str, typer.Option("--memory", help="Memory of a job.")] = "32GB",
-    walltime: Annotated[str, typer.Option("--walltime", help="Time limit of a job.")] = "08:00:00",
+    memory: Annotated[str, typer.Option("--memory", help="Memory of a job, with its unit: 32GB.")] = "32GB",
+    walltime: Annotated[
+        str, typer.Option("--walltime", help="Time limit of a job: 08:00:00, 2-00:00:00.")
+    ] = "08:00:00",
     partition: Annotated[str | None, typer.Option("--partition")] = None,
     account: Annotated[str | None, typer.Option("--account")] = None,
-    port: Annotated[int, typer.Option("--port", min=0, help="Of the scheduler; 0: a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the scheduler; 0: a free one.")] = 0,
     directives: Annotated[
         list[str] | None, typer.Option("--sbatch", help="A further #SBATCH line; may be repeated.")
     ] = None,
