@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +73,7 @@ def single(value: Any) -> Any:
 
 def one_spelling(source: str, known: Container[str]) -> str:
     """A name that is known, or else a folder in one spelling, so that the same folder has the same key."""
-    return source if source in known else str(Path(source).expanduser().absolute())
+    return source if source in known else str(Path(os.path.expanduser(source)).absolute())
 
 
 def check_choice(chosen: tuple[str, ...] | None, known: Iterable[str]) -> None:
