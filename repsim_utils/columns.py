@@ -50,15 +50,43 @@ def features(table: pa.Table, path: str, name: str | None = None) -> NDArray[Any
         raise ChoiceError(f"{path} has two columns called {twice[0]}: rename one")
     kinds = {column: _kind(table.schema.field(column).type) for column in table.column_names}
     if name is None:
-        index, categories = _of_pandas(table)
-        kinds = {column: OTHER if column in categories else kinds[column] for column in kinds if column not in index}
-        kinds |= dict.fromkeys(_counters(table, kinds), WHOLE)
-        chosen = _default(kinds, table, path)
+        chosen, left = _default(table, path)
+        if left:
+            about = f"{len(chosen)} columns, {_short(chosen)}" if len(chosen) > 1 else f"column {chosen[0]}"
+            log.warning("%s: features are %s; left out: %s", path, about, _told(left, table))
     else:
         chosen = _named(name, kinds, table, path)
     if kinds[chosen[0]] in (LISTS, WHOLE_LISTS):
         return _of_lists(table.column(chosen[0]), f"{path}: column {chosen[0]}")
     return np.stack([_of_numbers(table.column(column), f"{path}: column {column}") for column in chosen], axis=1)
+
+
+def check_order(tables: tuple[pa.Table, pa.Table], paths: tuple[str, str]) -> None:
+    """Refuse two tables that have the same samples in another order, by an index or by columns that are no features.
+
+    Raises
+    ------
+    ChoiceError
+        Which names the column, and says what to do.
+    """
+    named = [_of_pandas(table)[0] for table in tables]
+    beside = [set(_default(table, path)[1]) for table, path in zip(tables, paths, strict=True)]
+    for column in sorted((named[0] & named[1]) | (beside[0] & beside[1])):
+        kinds = [table.schema.field(column).type for table in tables]
+        if column not in named[0] and not all(map(_may_name, kinds)):
+            continue
+        a, b = (table.column(column).to_pylist() for table in tables)
+        moved = a != b and len(a) == len(b) and (column in named[0] or (len(set(a)) == len(a) and set(a) == set(b)))
+        if moved:
+            row = next(i for i, (u, v) in enumerate(zip(a, b, strict=True)) if u != v)
+            raise ChoiceError(
+                f"{paths[0]} and {paths[1]} have other samples in row {row}, by their column {column}: {a[row]!r} and "
+                f"{b[row]!r}. Sort both by it; or name the features (FILE:COLUMNS), and rows are matched by their place"
+            )
+
+
+def _may_name(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -98,8 +126,12 @@ def _counters(table: pa.Table, kinds: dict[str, str]) -> list[str]:
     return found if len(found) < len(fractions) else []
 
 
-def _default(kinds: dict[str, str], table: pa.Table, path: str) -> list[str]:
-    """The features of a table of which nothing is named."""
+def _default(table: pa.Table, path: str) -> tuple[list[str], list[str]]:
+    """The features of a table of which nothing is named, and what is left out."""
+    index, categories = _of_pandas(table)
+    kinds = {field.name: _kind(field.type) for field in table.schema if field.name not in index}
+    kinds |= {column: OTHER for column in categories if column in kinds}
+    kinds |= dict.fromkeys(_counters(table, kinds), WHOLE)
     of = {kind: [column for column in kinds if kinds[column] == kind] for kind in set(kinds.values())}
     lists = of.get(LISTS, []) + of.get(WHOLE_LISTS, [])
     fractions, whole = of.get(FRACTIONS, []), of.get(WHOLE, [])
@@ -121,10 +153,7 @@ def _default(kinds: dict[str, str], table: pa.Table, path: str) -> list[str]:
             f"{path} holds {_told(list(kinds), table)}: whole numbers may be features, labels or numbers of the "
             f"samples. Name the features, such as {' or '.join(options)}"
         )
-    if left := [column for column in kinds if column not in chosen]:
-        about = f"{len(chosen)} columns, {_short(chosen)}" if len(chosen) > 1 else f"column {chosen[0]}"
-        log.warning("%s: features are %s; left out: %s", path, about, _told(left, table))
-    return chosen
+    return chosen, [column for column in kinds if column not in chosen]
 
 
 def _most(counts: Counter[Any]) -> Any:

@@ -194,6 +194,22 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
         raise ValueError(f"{path}: cannot be read as {kind} ({reason(error)}){told}") from None
 
 
+def load_pair(first: str | Path, second: str | Path) -> tuple[Any, Any]:
+    """Two representations of the same samples, as `load` has each.
+
+    Raises
+    ------
+    ValueError
+        As `load`, or if both are tables whose rows are the same samples in another order.
+    """
+    pair = load(first), load(second)
+    (path, name), (other, other_name) = _split(str(first)), _split(str(second))
+    if path.suffix.lower() == other.suffix.lower() == ".parquet" and name is other_name is None:
+        tables = pq.ParquetFile(path).read(), pq.ParquetFile(other).read()
+        columns.check_order(tables, (str(path), str(other)))
+    return pair
+
+
 def _split(source: str) -> tuple[Path, str | None]:
     """Path and name of the array; a colon may be part of either, and what there is decides."""
     cuts = [i for i, letter in enumerate(source) if letter == ":"]

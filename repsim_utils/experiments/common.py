@@ -95,7 +95,7 @@ def one_name_each(names: Iterable[str]) -> None:
 def similarities(x: Any, y: Any, *, n_permutations: int, seed: int) -> list[dict[str, Any]]:
     """The paper's eight metrics with their chance levels, and the three that published tables define otherwise."""
     names = [*PAPER, *PUBLISHED.values()]
-    found = report(x, y, names, intervals=False, n_permutations=n_permutations, seed=seed)
+    found = report(x, y, names, intervals=False, n_permutations=n_permutations, seed=seed, strict=True)
     return [{key: row[key] for key in ("metric", "value", "null_mean", "p_value")} for row in found]
 
 
