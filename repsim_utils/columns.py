@@ -137,17 +137,18 @@ def _default(table: pa.Table, path: str) -> tuple[list[str], list[str]]:
     fractions, whole = of.get(FRACTIONS, []), of.get(WHOLE, [])
     if len(lists) > 1:
         raise ChoiceError(f"{path} holds several arrays; name one: {', '.join(f'{path}:{column}' for column in lists)}")
-    alike = Counter((_stem(column), table.schema.field(column).type) for column in whole)
+    kin = {column: (_stem(column), table.schema.field(column).type) for column in whole}
+    alike = Counter(kin.values())
     if lists and (kinds[lists[0]] == LISTS or not fractions):
         chosen = lists
     elif fractions and not lists and len(whole) <= len(fractions):
         chosen = fractions
-    elif whole and not (lists or fractions) and len(alike) == 1 and ("#" in _stem(whole[0]) or len(kinds) == 1):
+    elif whole and not (lists or fractions) and len(alike) == 1 and (_stem(whole[0]) or len(kinds) == 1):
         chosen = whole
     elif not (lists or fractions or whole):
         raise ChoiceError(f"{path} holds no column of numbers; there is {_told(list(kinds), table)}")
     else:
-        group = [column for column in whole if (_stem(column), table.schema.field(column).type) == _most(alike)]
+        group = [column for column in whole if kin[column] == alike.most_common(1)[0][0]]
         options = [_written(names, kinds, path) for names in (lists, fractions, group) if names]
         raise ChoiceError(
             f"{path} holds {_told(list(kinds), table)}: whole numbers may be features, labels or numbers of the "
@@ -156,12 +157,9 @@ def _default(table: pa.Table, path: str) -> tuple[list[str], list[str]]:
     return chosen, [column for column in kinds if column not in chosen]
 
 
-def _most(counts: Counter[Any]) -> Any:
-    return counts.most_common(1)[0][0] if counts else None
-
-
 def _stem(column: str) -> str:
-    return re.sub(r"[0-9]+", "#", column)
+    """A name without its numbers; nothing, if it has none."""
+    return re.sub(r"[0-9]+", "#", column) if re.search("[0-9]", column) else ""
 
 
 def _written(names: list[str], kinds: dict[str, str], path: str) -> str:

@@ -113,10 +113,10 @@ class TestLoad:
         whole, lists = pd.Series(range(7)), list(self.X)
         fractions = {f"f{i}": self.X[:, i] for i in range(3)}
         for columns, message in (
-            ({"a": whole, "b": whole}, r"a, b \(int64\): whole numbers may be .* such as .*x.parquet:a,b|x.parquet:a"),
+            ({"a": whole, "b": whole}, r"a, b \(int64\): whole numbers may be .* such as .*x.parquet:a,b$"),
             ({"c0": whole, "c1": whole.astype("int8")}, r"such as .*x.parquet:c0$"),
             ({"id": whole, "word": list("abcdefg")}, r"id \(int64\); word \(.*string\).* such as .*x.parquet:id$"),
-            ({"a": whole, "b": whole, "f": self.X[:, 0]}, r"such as .*x.parquet:f or .*x.parquet:"),
+            ({"a": whole, "b": whole, "f": self.X[:, 0]}, r"such as .*x.parquet:f or .*x.parquet:a,b$"),
             ({"u": lists, "v": lists}, r"holds several arrays; name one: .*x.parquet:u, .*x.parquet:v"),
             ({"tokens": [[1, 2]] * 7, **fractions}, r"such as .*x.parquet:tokens or .*x.parquet:f0,f1,f2$"),
             ({"word": list("abcdefg")}, r"holds no column of numbers; there is word \("),

@@ -77,9 +77,12 @@ def listing(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, i
     ids = {name: k for k, name in enumerate(classes)}
     listed = {split: [(path, ids[name]) for name in found for path in found[name]] for split, found in splits.items()}
     if left:
-        told = ", ".join(what if what.startswith("folder ") else f"{n} {what}" for what, n in sorted(left.items()))
-        _warn(f"{folder}: {sum(map(len, listed.values()))} images are read, and left out are {told}")
+        _warn(f"{folder}: {sum(map(len, listed.values()))} images are read, and left out are {_counted(left)}")
     return classes, listed
+
+
+def _counted(left: Counter[str]) -> str:
+    return ", ".join(what if what.startswith("folder ") else f"{n} {what}" for what, n in sorted(left.items()))
 
 
 @lru_cache(maxsize=1000)
@@ -116,9 +119,12 @@ def _by_class(folder: Path, at_least: int, left: Counter[str]) -> dict[str, list
     """Images of each class folder, sorted by name; what is left out is counted in `left`."""
     found = {}
     for path in _folders(folder):
-        images = _images(path, left)
+        others: Counter[str] = Counter()
+        images = _images(path, others)
         if len(images) < at_least:
-            raise DataError(f"class folder {path} has {len(images)} images ({', '.join(SUFFIXES)}), needs {at_least}")
+            told = f"class folder {path} has {len(images)} images ({', '.join(SUFFIXES)}), needs {at_least}"
+            raise DataError(f"{told}; beside them are {_counted(others)}" if others else told)
+        left.update(others)
         found[path.name] = sorted(images)
     if not found:
         raise DataError(f"{folder} has no class folders: put the images of each class into a folder of its own")

@@ -737,6 +737,12 @@ def too_few(folder):
     return f"class folder {folder / 'cat'} has 1 images .*, needs 2"
 
 
+def another_kind(folder):
+    for path in sorted((folder / "cat").iterdir())[1:]:
+        path.rename(path.with_suffix(".heic"))
+    return f"class folder {folder / 'cat'} has 1 images .*, needs 2; beside them are 9 .heic files"
+
+
 def one_class(folder):
     for path in (folder / "dog").iterdir():
         path.unlink()
@@ -762,7 +768,7 @@ def a_file(folder):
 
 
 @pytest.mark.parametrize(
-    "spoil", [broken_image, empty_image, other_format, too_few, one_class, no_classes, no_folder, a_file]
+    "spoil", [broken_image, empty_image, other_format, too_few, another_kind, one_class, no_classes, no_folder, a_file]
 )
 def test_what_is_wrong_with_a_folder_is_named(spoil, tmp_path, root):
     folder = flat_folder(tmp_path / "pets")
