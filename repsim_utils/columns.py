@@ -54,6 +54,10 @@ def features(table: pa.Table, path: str, name: str | None = None) -> NDArray[Any
         if left:
             about = f"{len(chosen)} columns, {_short(chosen)}" if len(chosen) > 1 else f"column {chosen[0]}"
             log.warning("%s: features are %s; left out: %s", path, about, _told(left, table))
+        if odd := list(_counted(table, chosen if kinds[chosen[0]] == FRACTIONS else [])):
+            log.warning(
+                "%s: all of %s is whole numbers and counts as features; name the others if not", path, _short(odd)
+            )
     else:
         chosen = _named(name, kinds, table, path)
     if kinds[chosen[0]] in (LISTS, WHOLE_LISTS):
@@ -114,16 +118,21 @@ def _of_pandas(table: pa.Table) -> tuple[set[str], set[str]]:
     return index, {str(column["name"]) for column in columns if column.get("pandas_type") == "categorical"}
 
 
-def _counters(table: pa.Table, kinds: dict[str, str]) -> list[str]:
-    """Columns of fractions that hold whole numbers and rise or fall all along, where others do not."""
-    found, fractions = [], [column for column, kind in kinds.items() if kind == FRACTIONS]
+def _counted(table: pa.Table, fractions: list[str]) -> dict[str, bool]:
+    """Columns of fractions that hold whole numbers, where others do not; and whether these rise or fall all along."""
+    found: dict[str, bool] = {}
     for column in fractions:
-        if len(table) >= LEAST_ROWS and not table.column(column).null_count:
-            values = _of_numbers(table.column(column), column).astype(np.float64)
-            steps = np.diff(values)
-            if (values == np.rint(values)).all() and ((steps > 0).all() or (steps < 0).all()):
-                found.append(column)
-    return found if len(found) < len(fractions) else []
+        values = table.column(column)
+        if values.null_count or not _are_whole(_of_numbers(values.slice(0, 100), column)):  # most are done here
+            continue
+        steps = np.diff(_of_numbers(values, column).astype(np.float64))
+        if steps.any() and _are_whole(_of_numbers(values, column)):
+            found[column] = len(table) >= LEAST_ROWS and bool((steps > 0).all() or (steps < 0).all())
+    return found if len(found) < len(fractions) else {}
+
+
+def _are_whole(values: NDArray[Any]) -> bool:
+    return bool((values == np.rint(values)).all())
 
 
 def _default(table: pa.Table, path: str) -> tuple[list[str], list[str]]:
@@ -131,7 +140,8 @@ def _default(table: pa.Table, path: str) -> tuple[list[str], list[str]]:
     index, categories = _of_pandas(table)
     kinds = {field.name: _kind(field.type) for field in table.schema if field.name not in index}
     kinds |= {column: OTHER for column in categories if column in kinds}
-    kinds |= dict.fromkeys(_counters(table, kinds), WHOLE)
+    counted = _counted(table, [column for column in kinds if kinds[column] == FRACTIONS])
+    kinds |= {column: WHOLE for column, counts in counted.items() if counts}
     of = {kind: [column for column in kinds if kinds[column] == kind] for kind in set(kinds.values())}
     lists = of.get(LISTS, []) + of.get(WHOLE_LISTS, [])
     fractions, whole = of.get(FRACTIONS, []), of.get(WHOLE, [])

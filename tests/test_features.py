@@ -131,8 +131,15 @@ class TestLoad:
         table.assign(number=np.arange(20.0)[::-1]).to_parquet(tmp_path / "x.parquet")
         np.testing.assert_array_equal(load(tmp_path / "x.parquet"), x)
         assert "left out: number (double)" in caplog.text
-        table.assign(d=np.arange(20) % 3 * 1.0).to_parquet(tmp_path / "x.parquet")  # a unit that fires in steps
-        assert load(tmp_path / "x.parquet").shape == (20, 4)
+        table.assign(d=np.arange(20) % 3 * 1.0).to_parquet(
+            tmp_path / "x.parquet"
+        )  # a label, or a unit that fires in steps
+        caplog.clear()
+        np.testing.assert_array_equal(load(tmp_path / "x.parquet"), np.c_[x, np.arange(20) % 3])
+        assert "all of d is whole numbers and counts as features; name the others if not" in caplog.text
+        table.assign(d=0.0, e=7.0).to_parquet(tmp_path / "x.parquet")  # units that never fire need no word
+        caplog.clear()
+        assert load(tmp_path / "x.parquet").shape == (20, 5) and not caplog.records
 
     @pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "tensor", "float16", "decimal", "whole", "sliced"])
     def test_parquet_of_lists_of_every_kind(self, tmp_path, kind):

@@ -146,6 +146,8 @@ def _left_out(prepared: Prepared, which: NDArray[np.int64], rng: np.random.Gener
     """Scores without each row, or without each group of rows (or clusters), by metric."""
     (x, y), (first, second), metrics = prepared.pair, prepared.states, prepared.metrics
     n, n_clusters = len(x), int(which.max()) + 1
+    if n_clusters < 2:
+        raise ValueError("all rows are one group: nothing can be left out")
     if isinstance(first, Linear) and n_clusters == n:
         unbiased = [metric.score is kernel.unbiased_cka_score for metric in metrics]
         return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])

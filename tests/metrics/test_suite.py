@@ -140,6 +140,8 @@ def test_a_metric_without_an_interval_or_a_chance_level_keeps_its_value():
     assert few["cka"]["value"] == similarity(x[:4], y[:4], "cka")["cka"]
     assert few["cka"]["reason"] == "no interval: it needs at least 5 rows, got 4"
     assert np.isnan(few["mutual_knn"]["value"]) and "got k=10 with 4 rows" in few["mutual_knn"]["reason"]
+    (row,) = metrics.report(x, y, "cka", groups=[1] * 11, calibrated=False)
+    assert row["reason"] == "no interval: all rows are one group: nothing can be left out"
     one = np.zeros((50, 4))
     one[3] = 1
     (row,) = metrics.report(one, rng.normal(size=(50, 4)), "cka", preprocess=None, calibrated=False)
