@@ -300,7 +300,9 @@ def slurm(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array.")],
+    first: Annotated[
+        str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array, or columns.")
+    ],
     second: Annotated[str, typer.Argument(help="The same samples in the same order, of another model.")],
     metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
     k: Annotated[
@@ -312,7 +314,7 @@ def compare(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How alike two representations are: values with 95% intervals over the samples."""
+    """How alike two representations are: values with 95% intervals over the samples, and what cannot be computed."""
     import pandas as pd
 
     from repsim_utils import features, metrics

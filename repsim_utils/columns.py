@@ -174,7 +174,7 @@ def _stem(column: str) -> str:
 
 def _written(names: list[str], kinds: dict[str, str], path: str) -> str:
     """What to write for these columns: a pattern, if it is short for them and no others."""
-    pattern = f"{re.split('[0-9]', names[0])[0]}*"
+    pattern = f"{re.split('[0-9]', names[0])[0] or '[0-9]'}*"
     alike = [column for column in kinds if fnmatchcase(column, pattern) and kinds[column] != OTHER]
     return f"{path}:{pattern}" if len(names) > 3 and alike == names else f"{path}:{','.join(names)}"
 

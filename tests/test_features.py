@@ -1,5 +1,6 @@
 """Representations of a model on a probe."""
 
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -117,13 +118,16 @@ class TestLoad:
             ({"c0": whole, "c1": whole.astype("int8")}, r"such as .*x.parquet:c0$"),
             ({"id": whole, "word": list("abcdefg")}, r"id \(int64\); word \(.*string\).* such as .*x.parquet:id$"),
             ({"a": whole, "b": whole, "f": self.X[:, 0]}, r"such as .*x.parquet:f or .*x.parquet:a,b$"),
+            ({"label": whole} | {str(i): whole.astype("int8") for i in range(9)}, r"such as .*x.parquet:\[0-9\]\*$"),
             ({"u": lists, "v": lists}, r"holds several arrays; name one: .*x.parquet:u, .*x.parquet:v"),
             ({"tokens": [[1, 2]] * 7, **fractions}, r"such as .*x.parquet:tokens or .*x.parquet:f0,f1,f2$"),
             ({"word": list("abcdefg")}, r"holds no column of numbers; there is word \("),
         ):
             pd.DataFrame(columns).to_parquet(tmp_path / "x.parquet")
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=message) as told:
                 load(tmp_path / "x.parquet")
+            for suggested in re.findall(r"\S+x.parquet:\S+", str(told.value)):  # which works
+                assert len(load(suggested.rstrip(","))) == 7
 
     def test_a_number_of_the_sample_that_became_a_fraction_is_no_feature(self, tmp_path, caplog):
         x = np.random.default_rng(0).normal(size=(20, 3))
