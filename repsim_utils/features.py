@@ -224,7 +224,8 @@ def _split(source: str) -> tuple[Path, str | None]:
 def _converted(path: Path) -> str:
     """How a file of torch becomes one that nothing is executed of."""
     read = f"x = torch.load({path.name!r}, weights_only=True, map_location='cpu')"
-    return f"such a file can execute code. Convert it: {read}; numpy.save({path.stem + '.npy'!r}, x.detach().numpy())"
+    save = f"numpy.save({path.stem + '.npy'!r}, x.detach().double().numpy())"
+    return f"such a file can execute code. Convert it (of a dict, one of its tensors): {read}; {save}"
 
 
 def _array(path: Path, kind: str, name: str | None) -> Tensor | NDArray[Any]:

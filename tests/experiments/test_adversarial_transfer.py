@@ -149,14 +149,10 @@ def test_the_gallery_shows_images_that_fool_both(run):
     there = (shown[0] != 255).flatten(1).any(1)
     assert there.any() and (shown[:, ~there] == 255).all()
     images, attacked, change = shown[:, there]
-    assert ((attacked - images).abs() <= 8).all() and (
-        change - (255 + (attacked - images) * 255 / 8) / 2
-    ).abs().max() < 17
+    assert ((attacked - images).abs() <= 8).all() and (change - (255 + (attacked - images) * 255 / 8) / 2).abs().max() < 17
     for network in engine.load_pair(cell, store):
         assert (transfer.answers(network, images / 255).cpu() == there.nonzero()[:, 0]).all()
-        assert (
-            transfer.answers(network, attacked / 255).cpu() != there.nonzero()[:, 0]
-        ).float().mean() > 0.9  # rounded
+        assert (transfer.answers(network, attacked / 255).cpu() != there.nonzero()[:, 0]).float().mean() > 0.9  # rounded
 
 
 def test_nothing_is_computed_twice(run, monkeypatch):
