@@ -266,11 +266,13 @@ def slurm(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs, each one worker.")] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=0, max=1, help="Graphics cards of a job: a worker uses one.")] = 1,
     cores: Annotated[int, typer.Option("--cores", min=1, help="Cores of a job.")] = 4,
-    memory: Annotated[str, typer.Option("--memory", help="Memory of a job.")] = "32GB",
-    walltime: Annotated[str, typer.Option("--walltime", help="Time limit of a job.")] = "08:00:00",
+    memory: Annotated[str, typer.Option("--memory", help="Memory of a job, with its unit: 32GB.")] = "32GB",
+    walltime: Annotated[
+        str, typer.Option("--walltime", help="Time limit of a job: 08:00:00, 2-00:00:00.")
+    ] = "08:00:00",
     partition: Annotated[str | None, typer.Option("--partition")] = None,
     account: Annotated[str | None, typer.Option("--account")] = None,
-    port: Annotated[int, typer.Option("--port", min=0, help="Of the scheduler; 0: a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the scheduler; 0: a free one.")] = 0,
     directives: Annotated[
         list[str] | None, typer.Option("--sbatch", help="A further #SBATCH line; may be repeated.")
     ] = None,
@@ -298,33 +300,64 @@ def slurm(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array.")],
+    first: Annotated[
+        str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array, or columns.")
+    ],
     second: Annotated[str, typer.Argument(help="The same samples in the same order, of another model.")],
     metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbors, for the metrics that look at neighbors.")] = 10,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Neighbors, for the metrics that look at neighbors; else 10.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Features as they are: not clamped, rows not normalised.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Chance levels and p-values, by permutation.")] = False,
     permutations: Annotated[int, typer.Option("--permutations", help="How many.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How alike two representations are: values with 95% intervals over the samples."""
+    """How alike two representations are: values with 95% intervals over the samples, and what cannot be computed."""
     import pandas as pd
 
     from repsim_utils import features, metrics
 
-    x, y = features.load(first), features.load(second)
-    options: dict[str, Any] = {"k": k, "preprocess": None if raw else "platonic", "calibrated": calibrate}
-    options |= {"n_permutations": permutations, "seed": seed}
+    names = metric or metrics.PAPER
+    options: dict[str, Any] = {"preprocess": None if raw else "platonic", "calibrated": calibrate}
+    options |= {"n_permutations": permutations, "seed": seed, "k": 10 if k is None else k}
+    x, y = features.load_pair(first, second)
     try:
-        rows = metrics.report(x, y, metric or metrics.PAPER, **options)
+        neighbors = any("k" in metrics.METRICS[name].options for name in names if name in metrics.METRICS)
+        if k is not None and not 1 <= k < len(x) and neighbors:
+            raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {len(x)} rows")
+        rows = metrics.report(x, y, names, **options)
     except ValueError as error:
-        raise ValueError(f"{error} (x is {first}, y is {second})") from None
+        raise ValueError(f"{_in_options(str(error))} (x is {first}, y is {second})") from None
+    rows = [row | ({"reason": _in_options(row["reason"])} if "reason" in row else {}) for row in rows]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        plain = [{name: None if value != value else value for name, value in row.items()} for row in rows]
+        typer.echo(json.dumps(plain, indent=1))
         return
-    table = pd.DataFrame(rows).rename(columns={"null_mean": "chance", "null_quantile": "threshold", "p_value": "p"})
-    typer.echo(table.to_string(index=False, float_format="%.4f"))
+    table = pd.DataFrame([row for row in rows if row["value"] == row["value"]]).drop(columns="reason", errors="ignore")
+    table = table.rename(columns={"null_mean": "chance", "null_quantile": "threshold", "p_value": "p"})
+    typer.echo(table.to_string(index=False, float_format="%.4f", na_rep="-"))
+    for row in rows:
+        if "reason" in row:
+            left_out = " is left out" if row["value"] != row["value"] else ""
+            typer.echo(f"{row['metric']}{left_out}: {row['reason']}")
+
+
+HINTS = {  # what functions of the package say, and what a command does
+    "use preprocess=None (repsim compare: --raw)": "use --raw",
+    "use svcca with fewer components, or more rows": "use more rows, or name other metrics with --metric",
+    "use dissimilarity='euclidean'": "leave it out of both files, or name other metrics with --metric",
+    "take a smaller k, or no interval": "take a smaller --k",
+    "alpha=0.05 needs at least": "the threshold needs at least",
+}
+
+
+def _in_options(text: str) -> str:
+    """A message with the options of the command in place of arguments."""
+    for said, option in HINTS.items():
+        text = text.replace(said, option)
+    return text
 
 
 @app.command()

@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from tqdm import tqdm
 
 from repsim_utils import RepsimError
@@ -129,8 +131,10 @@ def slurm(
         Jobs to keep in the queue or running; one that ends is replaced. With 0 none is submitted.
     gpus, cores : int
         Of each job.
-    memory, walltime : str
-        Of each job, as SLURM writes them: ``16GB``, ``08:00:00``.
+    memory : str
+        Of each job, a number and its unit: ``16GB``, ``16G``, ``16000M``, ``16GiB``. SLURM gets it rounded up.
+    walltime : str
+        Of each job, as SLURM writes it: ``08:00:00``, ``2-00:00:00``, ``480`` (minutes).
     partition, account : str, optional
     port : int
         Of the scheduler; 0 takes a free one.
@@ -144,9 +148,12 @@ def slurm(
 
     Raises
     ------
+    ValueError
+        If SLURM or Dask would not understand the memory or the walltime, or each in its own way.
     ClusterError
         If dask-jobqueue is not installed.
     """
+    check_amounts(memory, walltime)
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
@@ -170,3 +177,24 @@ def slurm(
     if jobs:
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster
+
+
+def check_amounts(memory: str, walltime: str) -> None:
+    """Refuse memory and time of which SLURM and Dask would make different things, or nothing."""
+    wanted = "write a number and its unit, such as 32GB"
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*) *(k|m|g|t)?(i?b)?", memory.strip(), re.IGNORECASE)
+    if found and not float(found[1]):
+        raise ValueError(f"memory {memory!r}: a worker must know how much it has, also where it has all: {wanted}")
+    if not found:
+        raise ValueError(f"memory {memory!r} cannot be read: {wanted}")
+    if not found[2]:
+        raise ValueError(f"memory {memory!r} has no unit that says whether MB or GB are meant: {wanted}")
+    if parse_bytes(memory) < 2**20:
+        raise ValueError(f"memory {memory!r} is less than a megabyte: {wanted}")
+    if not re.fullmatch(
+        r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|unlimited|infinite", walltime, re.IGNORECASE
+    ):
+        raise ValueError(
+            f"walltime {walltime!r} cannot be read: write hours:minutes:seconds or days-hours:minutes:seconds, such as "
+            "08:00:00 or 2-00:00:00"
+        )

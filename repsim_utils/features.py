@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
-from repsim_utils import reason
+from repsim_utils import columns, reason
+from repsim_utils.columns import ChoiceError
 from repsim_utils.models.device import device
 from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels
 from repsim_utils.models.language import GPT
@@ -21,6 +23,7 @@ from repsim_utils.models.vision import Classifier, as_float
 
 VERSION = 1  # raised when the same model and probe, or the same file, give another representation
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
 @torch.no_grad()
@@ -156,7 +159,9 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
     ----------
     source : str or Path
         A .npy file; a .npz, .safetensors or .parquet file, followed by a colon and a name where it holds several arrays
-        (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists. Nothing in a file is
+        (``features.npz:layer4``). A Parquet file holds one feature a column, or a column of lists, which may be named:
+        ``table.parquet:f0,f1``, ``table.parquet:embedding``. Columns that are not named and may be no features (text,
+        a number of the sample or a label among fractions) are left out, and a warning says which. Nothing in a file is
         executed: pickled objects are refused.
 
     Returns
@@ -167,39 +172,79 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
     Raises
     ------
     ValueError
-        If there is no such file or array, or it cannot be read as one of these formats.
+        If there is no such file or array, it cannot be read as one of these formats, or it is unclear which columns are
+        meant; the message says what to write.
     """
     path, name = _split(str(source))
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}")
+    kind = path.suffix.lower()
+    if kind in PICKLED:
+        raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}; {_converted(path)}")
+    if kind not in SUFFIXES:
+        raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}; save it with numpy.save")
     if not path.is_file():
         raise ValueError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
     try:
-        arrays = _read(path)
+        if kind == ".parquet":
+            return columns.features(pq.ParquetFile(path).read(), str(path), name)
+        return _array(path, kind, name)
+    except ChoiceError:
+        raise
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix} ({reason(error)})") from None
-    if name is None and len(arrays) > 1:
-        raise ValueError(f"{path} holds several arrays; name one: {', '.join(f'{path}:{key}' for key in arrays)}")
-    if (name is not None and name not in arrays) or not arrays:
-        raise ValueError(f"{path} holds no {name or 'array'}; there is {', '.join(arrays) or 'nothing'}")
-    return arrays[name] if name is not None else next(iter(arrays.values()))
+        told = "; it holds Python objects: save numbers, x.astype('float32')" if "Object arrays" in str(error) else ""
+        raise ValueError(f"{path}: cannot be read as {kind} ({reason(error)}){told}") from None
+
+
+def load_pair(first: str | Path, second: str | Path) -> tuple[Any, Any]:
+    """Two representations of the same samples, as `load` has each.
+
+    Raises
+    ------
+    ValueError
+        As `load`, or if both are tables whose rows are the same samples in another order.
+    """
+    pair = load(first), load(second)
+    (path, name), (other, other_name) = _split(str(first)), _split(str(second))
+    if path.suffix.lower() == other.suffix.lower() == ".parquet" and name is other_name is None:
+        tables = pq.ParquetFile(path).read(), pq.ParquetFile(other).read()
+        columns.check_order(tables, (str(path), str(other)))
+    return pair
 
 
 def _split(source: str) -> tuple[Path, str | None]:
-    """Path and name of the array; a colon within a path is part of it."""
-    path, colon, name = source.rpartition(":")
-    return (Path(path), name) if colon and Path(path).suffix in SUFFIXES else (Path(source), None)
+    """Path and name of the array; a colon may be part of either, and what there is decides."""
+    cuts = [i for i, letter in enumerate(source) if letter == ":"]
+    known = [i for i in cuts if Path(source[:i]).suffix.lower() in (*SUFFIXES, *PICKLED)]
+    there = [i for i in known if Path(source[:i]).is_file()]
+    if Path(source).is_file() or not known or (not there and Path(source).suffix.lower() in SUFFIXES):
+        return Path(source), None
+    cut = (there or known)[0]
+    return Path(source[:cut]), source[cut + 1 :]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Arrays of a file by name; of Parquet every column of lists, or all columns of numbers as one."""
-    if path.suffix == ".npy":
-        return {"array": np.load(path, allow_pickle=False)}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    table = pd.read_parquet(path)
-    lists = {str(name): np.stack(list(column)) for name, column in table.items() if column.dtype == object}
-    return lists or {"columns": table.to_numpy()}
+def _converted(path: Path) -> str:
+    """How a file of torch becomes one that nothing is executed of."""
+    read = f"x = torch.load({path.name!r}, weights_only=True, map_location='cpu')"
+    save = f"numpy.save({path.stem + '.npy'!r}, x.detach().double().numpy())"
+    return f"such a file can execute code. Convert it (of a dict, one of its tensors): {read}; {save}"
+
+
+def _array(path: Path, kind: str, name: str | None) -> Tensor | NDArray[Any]:
+    """The array of this name, or the only one."""
+    with ExitStack() as stack:
+        if kind == ".safetensors":
+            opened: Any = stack.enter_context(safe_open(path, framework="pt"))
+            return opened.get_tensor(_chosen(path, list(opened.keys()), name))
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            _chosen(path, ["array"], name)
+            return found
+        stack.enter_context(found)
+        return found[_chosen(path, found.files, name)]
+
+
+def _chosen(path: Path, names: list[str], name: str | None) -> str:
+    if name is None and len(names) > 1:
+        raise ChoiceError(f"{path} holds several arrays; name one: {', '.join(f'{path}:{key}' for key in names)}")
+    if (name is not None and name not in names) or not names:
+        raise ChoiceError(f"{path} holds no {name or 'array'}; there is {', '.join(names) or 'nothing'}")
+    return names[0] if name is None else name

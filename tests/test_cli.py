@@ -442,3 +442,80 @@ class TestCompare:
             code, out, err = repsim("compare", *arguments)
             assert (code, out) == (2, "")
             assert err.startswith("repsim: ") and message in err and err.count("\n") == 1
+
+    def test_what_cannot_be_computed_is_named_under_the_table(self, repsim, tmp_path):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(18, 32))
+        paths, pair = (tmp_path / "a.npy", tmp_path / "b.npy"), (x, x + rng.normal(size=(18, 32)))
+        for path, values in zip(paths, pair, strict=True):
+            np.save(path, values)
+        others = [name for name in metrics.PAPER if name != "svcca"]
+        wanted = metrics.similarity(*pair, others)
+        code, out, err = repsim("compare", *paths)
+        lines = out.splitlines()
+        assert (code, err) == (0, "") and len(lines) == 1 + 7 + 1
+        for line, name in zip(lines[1:8], others, strict=True):
+            assert line.split()[0] == name and float(line.split()[1]) == pytest.approx(wanted[name], abs=6e-5)
+        assert lines[8].startswith("svcca is left out: x and y vary in 10 and 10 directions, too many for 18 rows")
+        code, out, _ = repsim("compare", *paths, "--metric", "svcca", "--metric", "cka", "--json")
+        svcca, cka = json.loads(out)
+        assert code == 0 and svcca["value"] is None and svcca["reason"] in lines[8]
+        assert cka["value"] == wanted["cka"] and "reason" not in cka
+        code, out, err = repsim("compare", *paths, "--metric", "svcca", "--metric", "cca")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "at least 3 canonical correlations" in err and "at least 17 canonical correlations" in err
+
+    def test_a_value_without_an_interval_is_printed(self, repsim, tmp_path):
+        x = np.random.default_rng(0).normal(size=(11, 32))
+        np.save(tmp_path / "a.npy", x)
+        code, out, _ = repsim("compare", tmp_path / "a.npy", tmp_path / "a.npy", "--metric", "mutual_knn")
+        assert code == 0 and out.splitlines()[1].split() == ["mutual_knn", "1.0000", "-", "-"]
+        assert out.splitlines()[2].startswith("mutual_knn: no interval: with k=10, 11 rows are too few")
+
+    def test_hints_name_options_that_there_are(self, repsim, tmp_path):
+        rng = np.random.default_rng(0)
+        sparse, zero, x = (
+            np.maximum(rng.normal(size=(50, 64)) - 1.9, 0),
+            rng.normal(size=(50, 8)),
+            rng.normal(size=(50, 64)),
+        )
+        zero[7] = 0
+        for name, values in (("sparse", sparse), ("zero", zero), ("x", x), ("few", x[:11])):
+            np.save(tmp_path / f"{name}.npy", values)
+        for pair, options, hint in (
+            (("sparse", "x"), [], "clamping there leaves nothing: use --raw (x is"),
+            (
+                ("zero", "x"),
+                ["--metric", "rsa", "--raw"],
+                "leave it out of both files, or name other metrics with --metric",
+            ),
+            (("x", "x"), ["--metric", "cca"], "use more rows, or name other metrics with --metric"),
+            (("few", "few"), ["--metric", "mutual_knn"], "take a smaller --k"),
+            (("x", "x"), ["--calibrate", "--permutations", 5], "the threshold needs at least 19 permutations"),
+        ):
+            _, out, err = repsim("compare", *(tmp_path / f"{name}.npy" for name in pair), *options)
+            assert hint in out + err
+            assert not [said for said in cli.HINTS if said in out + err]
+            assert not re.search("preprocess=|dissimilarity=|components|alpha=|no interval$", out + err)
+        known = repsim("compare", "--help")[1]
+        assert all(option in known for option in ("--raw", "--metric", "--k", "--permutations"))
+
+    def test_tables_whose_samples_are_in_another_order_are_refused(self, repsim, tmp_path):
+        x = np.random.default_rng(0).normal(size=(30, 3))
+        frame = pd.DataFrame(x, columns=list("abc"))
+        ids = np.random.default_rng(1).permutation(30)
+        first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+        for one in (
+            frame.assign(id=ids),
+            frame.assign(name=[f"s{i}" for i in ids]),
+            frame.set_index(pd.Index(ids, name="i")),
+        ):
+            one.to_parquet(first)
+            one[::-1].to_parquet(second)
+            code, out, err = repsim("compare", first, second, "--metric", "cka")
+            assert (code, out) == (2, "") and "have other samples in row 0, by their column " in err
+            one.to_parquet(second)
+            code, out, _ = repsim("compare", first, second, "--metric", "cka")
+            assert code == 0 and out.splitlines()[1].split()[:2] == ["cka", "1.0000"]
+        frame.assign(id=ids)[::-1].to_parquet(second)
+        assert repsim("compare", f"{first}:a,b,c", f"{second}:a,b,c", "--metric", "cka")[0] == 0  # by their place

@@ -361,6 +361,54 @@ def test_slurm_job_script(capfd):
     assert re.search(r"dask_worker tcp://\S+ .*--nthreads 1 ", finished.stdout)
 
 
+@pytest.mark.parametrize(
+    ("memory", "asked", "limit"),
+    [
+        ("32GB", "30G", 32e9),
+        ("32 gb", "30G", 32e9),
+        ("32000M", "30G", 32e9),
+        ("16g", "15G", 16e9),
+        ("16GiB", "16G", 2**34),
+        ("1.5T", "1397G", 1.5e12),
+    ],
+)
+def test_slurm_and_dask_are_told_the_same_memory(here, memory, asked, limit):
+    """What SLURM is asked for is what Dask keeps to, rounded up to whole GiB."""
+    code, output = here(command("cluster", "slurm", "--dry-run", "--memory", memory))
+    assert code == 0 and f"#SBATCH --mem={asked}\n" in output
+    number, unit = re.search(r"--memory-limit ([\d.]+)(\w+) ", output).groups()
+    assert float(number) * {"GiB": 2**30, "TiB": 2**40}[unit] == pytest.approx(limit, rel=5e-3)
+    assert int(asked[:-1]) * 2**30 >= limit
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("memory", "32000", "has no unit that says whether MB or GB are meant: write a number and its unit, such as"),
+        ("memory", "5B", "has no unit"),
+        ("memory", "0", "a worker must know how much it has, also where it has all: write a number"),
+        ("memory", "0GB", "a worker must know how much it has"),
+        ("memory", "32k", "is less than a megabyte"),
+        *(("memory", nonsense, "cannot be read: write a number and its unit, such as 32GB") for nonsense in (
+            "lots", "", "-5GB", "1e3", "nan", "GB", "32,5GB", "32GB/node", "٣GB",
+        )),
+        *(("walltime", nonsense, "cannot be read: write hours:minutes:seconds") for nonsense in (
+            "8h", "", "08.00.00", "-1", "1:2:3:4", "2-00:00:00:00", "tomorrow",
+        )),
+    ],
+)  # fmt: skip
+def test_what_slurm_would_misread_is_refused(here, option, value, message):
+    code, output = here(command("cluster", "slurm", "--dry-run", f"--{option}={value}"))
+    assert code == 2 and output.startswith(f"repsim: {option} {value!r}")
+    assert message in output and output.count("\n") == 1
+
+
+@pytest.mark.parametrize("walltime", ["2-00:00:00", "480", "08:00", "2-12", "08:00:00", "UNLIMITED"])
+def test_slurm_spells_time_in_several_ways(here, walltime):
+    code, output = here(command("cluster", "slurm", "--dry-run", "--walltime", walltime))
+    assert code == 0 and f"#SBATCH -t {walltime}\n" in output
+
+
 SBATCH = """#!/bin/sh
 script=$(mktemp "$JOBS.XXXXXX") && cp "$1" "$script"
 setsid sh "$script" >/dev/null 2>&1 & echo $! >> "$JOBS"

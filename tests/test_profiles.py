@@ -1,5 +1,6 @@
 """Profiles are checked on load, and say what is allowed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -206,11 +207,107 @@ def test_a_list_replaces_and_bare_text_is_a_source():
     assert load("smoke", "dataset_overlap_vision", architectures="[small_vit]").architectures == ("small_vit",)
 
 
-@pytest.mark.parametrize("name", ["my clothes #1", "a: b", "plain"])
-def test_a_folder_that_there_is_counts_as_it_is_written(name, tmp_path):
-    folder = tmp_path / name
-    folder.mkdir()
-    assert profiles.load("smoke", "dataset_overlap_vision", data=str(folder)).data[0].source == str(folder)
+ODD = [
+    "my clothes #1",
+    "a: b",
+    "plain",
+    "set #2",
+    "2024",
+    "1e3",
+    "0x10",
+    "1_000",
+    "2024-13-01",
+    "2024-01-02",
+    "no",
+    "Yes",
+]
+ODD += [
+    "null",
+    "~x",
+    "[v2] birds",
+    "[v2]",
+    "[0, 1]",
+    "{old}",
+    "{a: b}",
+    "*.best",
+    "*best",
+    "@work",
+    "'quoted'",
+    '"two"',
+]
+ODD += [
+    "a, b",
+    "-",
+    "- a",
+    "?",
+    "? a",
+    "!tag",
+    "&anchor x",
+    "| x",
+    "> x",
+    "%x",
+    "`x",
+    "--- x",
+    "C:\\Users\\me",
+    "日本 #1",
+]
+ODD += ["[a] #b]", "source: a", ".5", "a=b", "#1"]
+
+
+def source(**data):
+    return profiles.load("smoke", "dataset_overlap_vision", **data).data[0].source
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_folder_that_there_is_counts_as_it_is_written(name, tmp_path, monkeypatch):
+    """By itself and within braces; of a whole path, and relative to here."""
+    monkeypatch.chdir(tmp_path)
+    for wanted in ("v2", "a", "my clothes", "set", "birds", "x", "old", "quoted", name):  # what YAML might make of it
+        (tmp_path / wanted).mkdir(exist_ok=True)
+    folder = str(tmp_path / name)
+    assert source(data=name) == folder
+    (data,) = profiles.load("smoke", "dataset_overlap_vision", data=f"{{source: {folder}, size: 64}}").data
+    assert (data.source, data.size) == (folder, 64)
+    text = profiles.load("smoke", "dataset_overlap_language", divided=name, corpora=folder)
+    assert text.divided == text.corpora == (folder,)
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name not in ("null", "[v2]", "[0, 1]", "{old}", "{a: b}")])
+def test_a_folder_that_there_is_not_is_never_another(name, tmp_path, monkeypatch):
+    """Its full spelling is kept, to be refused once it is looked for, or refused at once."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("v2", "a", "my clothes", "set", "x", "1000", "1000.0", "16", "False", "b", "best"):
+        (tmp_path / other).mkdir()
+    if name in ("'quoted'", '"two"', "source: a"):  # YAML that says what it is
+        assert source(data=name) == str(tmp_path / name.split(": ")[-1].strip("'\""))
+    elif name == "[v2] birds":
+        with pytest.raises(ValueError, match=re.escape(f"there is no path {name!r}")):
+            source(data=name)
+    else:
+        assert source(data=name) == str(tmp_path / name)
+
+
+def test_yaml_keeps_its_meaning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert source(data='"birds #2"') == str(tmp_path / "birds #2")
+    assert source(data='{source: "birds #2"}') == str(tmp_path / "birds #2")
+    assert source(data="source: svhn") == source(data="svhn") == source(data="\n- svhn\n- cifar10\n") == "svhn"
+    assert profiles.load("smoke", "dataset_overlap_language", divided="null").divided is None
+    numbers = profiles.load("smoke", "dataset_overlap_vision", data="[2024, no, 1e3]").data
+    assert [data.name for data in numbers] == ["2024", "no", "1e3"]
+    assert profiles.load("smoke", "dataset_overlap_vision", data="size: 64").data[0].size == 64
+    (tmp_path / "[0, 3]").mkdir()
+    assert profiles.load("smoke", "task_only", seeds="[0, 3]").seeds == (0, 3)  # seeds are no path
+
+
+@pytest.mark.parametrize("given", ["{source: birds #2, size: 64}", "{source: set: final}", "{source: [v2] birds}"])
+def test_a_path_in_braces_that_there_is_not_is_refused(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for other in ("birds", "set", "v2"):
+        (tmp_path / other).mkdir()
+    told = f"data: there is no path {given!r}, and as YAML it cannot be read; put a path in quotes"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        source(data=given)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,11 @@ def load(source: str | Path, split: str, *, size: int | None = None, root: str |
 
     A folder holds either one folder of images for each class, of which a fifth of every class (chosen by a fixed
     shuffle of the sorted names) is "test"; or ``train/<class>/`` and ``test/<class>/`` (else ``val``, else
-    ``validation``). Transparent pixels become white, grey images get three equal channels. The test split of
-    TinyImageNet is its labelled validation split; that of scikit-learn's digits is their last 797 rows.
+    ``validation``; also ``Training`` and ``valid``, say). Images in folders within a class folder that has images of
+    its own are of that class. What is left out (other kinds of files, images beside the class folders) is counted in a
+    warning. Transparent pixels become white, grey images get three equal channels, an animation counts as its first
+    picture. The test split of TinyImageNet is its labelled validation split; that of scikit-learn's digits is their
+    last 797 rows.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +73,7 @@ def single(value: Any) -> Any:
 
 def one_spelling(source: str, known: Container[str]) -> str:
     """A name that is known, or else a folder in one spelling, so that the same folder has the same key."""
-    return source if source in known else str(Path(source).expanduser().absolute())
+    return source if source in known else str(Path(os.path.expanduser(source)).absolute())
 
 
 def check_choice(chosen: tuple[str, ...] | None, known: Iterable[str]) -> None:
@@ -94,7 +95,7 @@ def one_name_each(names: Iterable[str]) -> None:
 def similarities(x: Any, y: Any, *, n_permutations: int, seed: int) -> list[dict[str, Any]]:
     """The paper's eight metrics with their chance levels, and the three that published tables define otherwise."""
     names = [*PAPER, *PUBLISHED.values()]
-    found = report(x, y, names, intervals=False, n_permutations=n_permutations, seed=seed)
+    found = report(x, y, names, intervals=False, n_permutations=n_permutations, seed=seed, strict=True)
     return [{key: row[key] for key in ("metric", "value", "null_mean", "p_value")} for row in found]
 
 

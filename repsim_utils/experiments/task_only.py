@@ -91,7 +91,7 @@ class TaskPair(vision.ImagePair):
     def alike(self, x: Tensor, y: Tensor) -> list[Row]:
         """Similarities with all of `repsim_utils.metrics.Calibrated`."""
         how: dict[str, Any] = {"n_permutations": self.n_permutations, "seed": self.second.seed}
-        return report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, **how)
+        return report(x, y, [*PAPER, *PUBLISHED.values()], intervals=False, strict=True, **how)
 
 
 @experiment(EXPERIMENT, by=("metric", "overlap", "pair"))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_representation, cluster_numbers
+from repsim_utils.metrics.inputs import as_representation, check_labels, cluster_numbers
 from repsim_utils.metrics.suite import Metric, find
 
 
@@ -133,6 +133,7 @@ def calibrate_best(
     metric = find(name)
     filled = metric.filled(options)
     checks: Any = {"least_rows": metric.least_rows, "preprocess": preprocess}
+    check_labels([*(("x", layer) for layer in xs), *(("y", layer) for layer in ys), ("groups", groups)])
     tensors = [[as_representation(which, layer, **checks) for layer in side] for which, side in (("x", xs), ("y", ys))]
     rows = list(dict.fromkeys(len(layer) for side in tensors for layer in side))
     if len(rows) > 1:

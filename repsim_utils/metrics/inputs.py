@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = Non
     Raises
     ------
     ValueError
-        If a representation is not a finite matrix that varies over its rows, rows do not match or do not suffice, or
-        the protocol is unknown.
+        If a representation is not a finite matrix that varies over its rows, rows do not match or do not suffice, data
+        frames label their rows differently, or the protocol is unknown.
     """
+    check_labels([("x", x), ("y", y)])
     first = as_representation("x", x, least_rows=least_rows, preprocess=preprocess)
     second = as_representation("y", y, least_rows=least_rows, preprocess=preprocess)
     if len(first) != len(second):
@@ -52,24 +53,89 @@ def as_representation(name: str, values: Any, *, least_rows: int = 2, preprocess
     return platonic(tensor) if preprocess == "platonic" else tensor
 
 
+def check_labels(named: Iterable[tuple[str, Any]]) -> None:
+    """Refuse data frames and series whose rows have different labels, since rows are matched by their place."""
+    frames = [(name, values) for name, values in named if hasattr(values, "iloc")]
+    for (first, x), (second, y) in zip(frames[:1] * len(frames[1:]), frames[1:], strict=True):
+        if not x.index.equals(y.index):
+            raise ValueError(
+                f"{first} and {second} have different row labels (their index), and rows are matched by their place: "
+                f"put them in one order with {second}.loc[{first}.index], or give both as .to_numpy()"
+            )
+
+
 def as_matrix(name: str, values: Any) -> Tensor:
     """A finite matrix in float64, or a ValueError that says of `name` what is wrong."""
     tensor = values if isinstance(values, Tensor) else _from_array(name, values)
     if tensor.ndim != 2 or not tensor.shape[1]:
-        raise ValueError(f"{name} must be a matrix with one row a sample, got shape {tuple(tensor.shape)}")
+        more, one = "average over the other axes, or flatten them", "a single feature is a column, .reshape(-1, 1)"
+        remedy = f": {more if tensor.ndim > 2 else one}" if tensor.ndim != 2 else ""
+        raise ValueError(f"{name} must be a matrix with one row a sample, got shape {tuple(tensor.shape)}{remedy}")
     if tensor.is_complex():
-        raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}")
-    tensor = tensor.detach().double()
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+        raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}: {REMEDIES['c']}")
+    small, tensor = tensor.dtype == torch.float16, tensor.detach().double()
+    if not (finite := torch.isfinite(tensor)).all():
+        _refuse_gaps(name, tensor, finite, small or getattr(values, "dtype", None) == np.float16)
     return tensor
 
 
+REMEDIES = {
+    "c": "put real and imaginary parts side by side",
+    "V": "numpy has no bfloat16: save it as float32",
+    "M": "leave dates out",
+    "m": "leave times out",
+}
+
+
+def _refuse_gaps(name: str, tensor: Tensor, finite: Tensor, small: bool) -> None:
+    row, column = (int(i) for i in torch.nonzero(~finite)[0])
+    count, overflow = int((~finite).sum()), small and not tensor.isnan().any()
+    remedy = "float16 ends at 65504: save it as float32" if overflow else "fill them, or leave such rows out of both"
+    raise ValueError(
+        f"{name} must be finite, got NaN or infinite values: {tensor[row, column]:g} in row {row}, column {column} "
+        f"({count} of {tensor.numel()}); {remedy}"
+    )
+
+
 def _from_array(name: str, values: Any) -> Tensor:
+    if np.ma.is_masked(values):
+        row = int(np.argwhere(np.ma.getmaskarray(values))[0][0])
+        raise ValueError(f"{name} has masked entries, the first in row {row}: leave such rows out, or fill them")
+    if hasattr(values, "iloc"):
+        return torch.from_numpy(_from_frame(name, values))
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must hold real numbers, got {array.dtype} ({type(values).__name__})")
+        told = f"{name} must hold real numbers, got {array.dtype} ({type(values).__name__})"
+        raise ValueError(f"{told}: {_remedy(array)}")
     return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: read-only and reversed arrays are welcome
+
+
+def _remedy(array: NDArray[Any]) -> str:
+    if array.dtype.names:
+        return f"put its fields side by side as columns: {', '.join(array.dtype.names)}"
+    if array.dtype.kind in REMEDIES:
+        return REMEDIES[array.dtype.kind]
+    number = (int, float, np.number, np.bool_)
+    for place, value in np.ndenumerate(array):
+        if not isinstance(value, number):
+            where = f"row {place[0]}" + (f", column {place[1]}" if len(place) > 1 else "") if place else "it"
+            return f"{where} holds {value!r}; leave text out, and give numbers as numbers, .astype(float)"
+    return "give numbers as numbers, .astype(float)"
+
+
+def _from_frame(name: str, frame: Any) -> NDArray[np.float64]:
+    """A data frame or series of numbers; what may be a number of the sample or a label is refused."""
+    types = dict(frame.dtypes.items()) if frame.ndim == 2 else {frame.name: frame.dtype}
+    if other := [column for column, dtype in types.items() if dtype.kind not in "fiub"]:
+        told = f"{name} must hold real numbers, got {types[other[0]]} in column {other[0]!r}"
+        raise ValueError(f"{told}: leave it out, .drop(columns={other!r}), or give numbers as numbers, .astype(float)")
+    whole = [column for column, dtype in types.items() if dtype.kind != "f"]
+    if 0 < len(whole) < len(types):
+        raise ValueError(
+            f"{name} holds whole numbers in column {whole[0]!r} beside fractions, a label or the number of a sample: "
+            f"leave it out, .drop(columns={whole!r}), or give .to_numpy() if all are features"
+        )
+    return np.array(frame.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def largest_absolute(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from repsim_utils.metrics import kernel
-from repsim_utils.metrics.inputs import as_pair, cluster_numbers
+from repsim_utils.metrics.inputs import as_pair, check_labels, cluster_numbers
 from repsim_utils.metrics.kernel import Linear
 from repsim_utils.metrics.neighbors import Neighbors
 from repsim_utils.metrics.suite import Metric, Prepared, find
@@ -99,6 +99,7 @@ def interval(
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     metric = find(name)
+    check_labels([("x", x), ("y", y), ("groups", groups)])
     pair = as_pair(x, y, least_rows=rows_needed(metric, method), preprocess=preprocess)
     return intervals_of(Prepared.of(pair, [metric], metric.filled(options)), method, level, seed, groups)[0]
 
@@ -145,6 +146,8 @@ def _left_out(prepared: Prepared, which: NDArray[np.int64], rng: np.random.Gener
     """Scores without each row, or without each group of rows (or clusters), by metric."""
     (x, y), (first, second), metrics = prepared.pair, prepared.states, prepared.metrics
     n, n_clusters = len(x), int(which.max()) + 1
+    if n_clusters < 2:
+        raise ValueError("all rows are one group: nothing can be left out")
     if isinstance(first, Linear) and n_clusters == n:
         unbiased = [metric.score is kernel.unbiased_cka_score for metric in metrics]
         return np.array([kernel.jackknife(first, second, unbiased=u).cpu().numpy() for u in unbiased])

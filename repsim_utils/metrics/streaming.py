@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim_utils.metrics.inputs import as_matrix
+from repsim_utils.metrics.inputs import as_matrix, check_labels
 
 
 class StreamingCKA:
@@ -50,6 +50,7 @@ class StreamingCKA:
             If a batch is not a finite matrix, or does not match in rows, or in columns with the first one. Nothing of
             it is added.
         """
+        check_labels([("x", x), ("y", y)])
         pair = [as_matrix("x", x), as_matrix("y", y)]
         if len(pair[0]) != len(pair[1]):
             raise ValueError(f"x and y must have matching rows, got {len(pair[0])} and {len(pair[1])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from repsim_utils.experiments import EXPERIMENTS
 from repsim_utils.experiments.common import Declared, single
+from repsim_utils.experiments.samples import Data
 
 
 class Gallery(BaseModel):
@@ -76,6 +78,9 @@ _FIELDS: dict[str, Any] = {name: (settings | None, None) for name, settings in S
 Profile: Any = create_model("Profile", __config__=ConfigDict(frozen=True, extra="forbid"), **_FIELDS)
 
 
+PATHS = ("data", "source", "corpora", "divided", "floor", "probes")  # settings that may be paths
+
+
 def names() -> list[str]:
     """Profiles that there are."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
@@ -92,7 +97,9 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         Name of the experiment or chapter.
     **overrides
         Settings to be replaced; None leaves what the profile says, text is read as YAML, as in ``seeds="[0, 1]"``.
-        Of a group, what is not named stays as it is: ``recipe="{epochs: 2}"``; so in groups within groups.
+        Of a group, what is not named stays as it is: ``recipe="{epochs: 2}"``; so in groups within groups. Text for
+        one of `PATHS` counts as it is written, whatever YAML makes of ``#``, ``: `` or ``no``, if there is such a
+        path, or if it is neither null nor in brackets, braces or quotes.
 
     Returns
     -------
@@ -114,7 +121,7 @@ def load(profile: str, section: str, **overrides: Any) -> Any:
         if settings is None:
             raise ValueError(f"profile {profile} has no section {section}")
         allowed = [name for name in type(settings).model_fields if name not in Declared.model_fields]
-        changes = {name: _parse(value) for name, value in overrides.items() if value is not None}
+        changes = {name: _parse(name, value) for name, value in overrides.items() if value is not None}
         unknown = sorted(set(changes) - set(allowed))
         if unknown:
             raise ValueError(f"unknown setting {', '.join(unknown)} of {section}; choose from {', '.join(allowed)}")
@@ -154,11 +161,53 @@ def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse(value: Any) -> Any:
-    if not isinstance(value, str):
+def _parse(name: str, value: Any) -> Any:
+    """A setting that is given as text: YAML, or a path as it is written."""
+    if not isinstance(value, str) or (name in PATHS and _exists(value)):
         return value
+    text = _with_quotes(value)
     try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
+        node, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # the latter of a date such as 2024-13-01
+        if name in PATHS and value.lstrip()[:1] in ("{", "["):
+            told = f"{name}: there is no path {value!r}, and as YAML it cannot be read"
+            raise ValueError(f'{told}; put a path in quotes: {{source: "/my/photos #2"}}') from None
         return value  # refused below, with what is allowed
-    return value if isinstance(found, str | dict) and os.path.exists(value) else found  # in YAML " #" begins a comment
+    if name in PATHS and not _is_yaml(text, node, found):
+        return value.strip()
+    return _as_written(found, yaml.load(text, yaml.BaseLoader), name in PATHS)
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
+
+
+def _with_quotes(text: str) -> str:
+    """YAML in braces, with quotes around a source that is a path which there is."""
+    head, key, rest = text.partition("source:")
+    for end in [i for i, letter in enumerate(rest) if letter in ",}"][::-1]:
+        path = rest[:end].strip()
+        if head.lstrip()[:1] == "{" and path and _exists(path):
+            return f"{head}{key} {json.dumps(path, ensure_ascii=False)}{rest[end:]}"
+    return text
+
+
+def _is_yaml(text: str, node: Any, found: Any) -> bool:
+    """Whether text that could be a path is YAML from its beginning to its end, and nothing that a path looks like."""
+    if not text.strip() or "\n" in text.strip():
+        return True
+    if node is None or text[node.start_mark.index : node.end_mark.index].strip() != text.strip():
+        return False
+    if isinstance(node, yaml.ScalarNode):
+        return node.style is not None or found is None
+    return bool(node.flow_style) or (isinstance(found, dict) and set(found) <= set(Data.model_fields))
+
+
+def _as_written(found: Any, spelled: Any, path: bool) -> Any:
+    """What YAML makes of a text, but paths as they are spelled: no, 2024 and 1e3 are folders there."""
+    if isinstance(found, dict) and isinstance(spelled, dict) and len(found) == len(spelled):
+        pairs = zip(found.items(), spelled.values(), strict=True)
+        return {key: _as_written(value, text, key in PATHS) for (key, value), text in pairs}
+    if isinstance(found, list):
+        return [_as_written(value, text, path) for value, text in zip(found, spelled, strict=True)]
+    return spelled if path and isinstance(spelled, str) and (found is not None or _exists(spelled)) else found

@@ -30,7 +30,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
 from repsim_utils import RepsimError
-from repsim_utils.datasets import archives, vision
+from repsim_utils.datasets import archives, folders, vision
 from repsim_utils.datasets import cache as caching
 from repsim_utils.datasets.vision import ABOUT, NAMES, DataError, fingerprint, load
 
@@ -446,6 +446,108 @@ def test_what_is_hidden_or_no_image_is_ignored(tmp_path):
     assert len(load(folder, "train").labels) == 14 and load(folder, "train").classes == ("cat", "dog")
 
 
+def test_what_is_left_out_is_counted_once(tmp_path, caplog):
+    folder = flat_folder(tmp_path / "pets")
+    for name in ("Thumbs.db", "cat/desktop.ini", "cat/.hidden.heic", "cat/@eaDir/00.png", "__MACOSX/cat/._00.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"left by a file manager")
+    before = fingerprint(folder)
+    assert len(load(folder, "train").labels) == 14 and not caplog.records
+    for name in ("cat/a.heic", "dog/b.HEIC", "cat/c.svg", "loose.png", "dog/LICENSE"):
+        (folder / name).write_bytes(b"")
+    (folder / "dog" / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert fingerprint(folder) == before == fingerprint(folder)
+    counts = (
+        "2 .heic files, 1 .svg files, 1 files without a suffix, 1 images outside of class folders, 1 links that lead"
+    )
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{folder}: 17 images are read, and left out are {counts} nowhere" in caplog.text
+
+
+def test_what_is_left_out_beside_a_division_is_named(tmp_path, caplog):
+    folder = split_folder(tmp_path / "pets")
+    save(folder / "val" / "dog" / "a.png", plain("white"))
+    (folder / "train" / "loose.gif").write_bytes(b"")
+    assert len(load(folder, "test").labels) == 6
+    told = "12 images are read, and left out are folder val, 1 images outside of class folders"
+    assert told in caplog.text and len(caplog.records) == 1
+
+
+def test_the_fingerprint_of_what_was_always_read_is_as_ever(tmp_path):
+    """Recorded stores depend on it: this value is that of the first version."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i, suffix in enumerate((".png", ".JPG", ".bmp")):
+            (tmp_path / "pets" / name / f"{i}{suffix}").write_bytes(f"{name}{i}".encode())
+    assert (fingerprint(tmp_path / "pets"), fingerprint(tmp_path / "pets", 64)) == (
+        "9e6530f232e08692",
+        "f5de80702a0d4ad9",
+    )
+    (tmp_path / "pets" / "cat" / "more.tif").write_bytes(b"is read now")
+    assert fingerprint(tmp_path / "pets") != "9e6530f232e08692"
+
+
+def test_images_in_folders_within_a_class_folder_are_of_that_class(tmp_path):
+    folder = flat_folder(tmp_path / "pets")
+    before = fingerprint(folder)
+    for name, blue in (("more/a.png", 1), ("more/still/b.png", 2)):
+        save(folder / "cat" / name, plain((200, 0, blue)))
+    assert fingerprint(folder) != before
+    found = colors(load(folder, "train")) + colors(load(folder, "test"))
+    assert len(found) == 19 and {(200, 0, 1, 0), (200, 0, 2, 0)} < set(found)
+    (folder / "cat" / "more").rename(folder / "cat" / "Test")
+    with pytest.raises(DataError, match=f"class folder {folder}/cat has a folder Test: make it Test/cat instead"):
+        load(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("Train", "Test"),
+        ("train", "valid"),
+        ("training", "testing"),
+        ("TRAINING", "eval"),
+        ("training_set", "test_set"),
+    ],
+)
+def test_divisions_of_other_names_are_understood(train, held_out, tmp_path):
+    folder = split_folder(tmp_path / "pets", held_out)
+    (folder / "train").rename(folder / train)
+    for split, value in (("train", 0), ("test", 200)):
+        images = load(folder, split)
+        assert images.classes == ("cat", "dog")
+        assert colors(images) == [(value, label, k, label) for label in (0, 1) for k in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train2017", "val2017"),
+            "class folder .*/train2017 has 0 images of its own, only in cat, dog: put the images",
+        ),
+        (("fold1", "fold2"), "class folder .*/fold1 has 0 images of its own, only in cat, dog"),
+        (("Test", "Valid"), "has Test, Valid, but no folder train in which there is one for each class"),
+        (("dogs", "Test"), "has Test, but no folder train"),
+        (("Train", "heldout"), "has a folder Train, but none of test, val, validation, testing, valid"),
+    ],
+)
+def test_a_division_is_never_taken_for_classes(names, message, tmp_path):
+    folder = split_folder(tmp_path / "pets")
+    for old, new in zip(("train", "test"), names, strict=True):
+        (folder / old).rename(folder / new)
+    with pytest.raises(DataError, match=message):
+        load(folder, "train")
+
+
+def test_a_division_without_class_folders_is_refused(tmp_path):
+    for name in ("Training", "val"):
+        save(tmp_path / "pets" / name / "a.png", plain("red"))
+        save(tmp_path / "pets" / name / "b.png", plain("blue"))
+    with pytest.raises(DataError, match="has Training, val, but no folder train in which there is one for each class"):
+        fingerprint(tmp_path / "pets")
+
+
 def test_links_in_a_circle_are_not_followed(tmp_path):
     folder = flat_folder(tmp_path / "pets")
     (folder / "again").symlink_to(folder)
@@ -455,7 +557,28 @@ def test_links_in_a_circle_are_not_followed(tmp_path):
     assert load(folder, "train").classes == ("cat", "dog") and len(load(folder, "train").labels) == 14
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "PNG", "JPG"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "webp",
+        "bmp",
+        "PNG",
+        "JPG",
+        "gif",
+        "tif",
+        "TIFF",
+        "ppm",
+        "pnm",
+        "jfif",
+        "jpe",
+        "jp2",
+        "apng",
+        "avif",
+    ],
+)
 def test_kinds_of_files(suffix, tmp_path):
     for name, color in (("a", "red"), ("b", "blue")):
         for k in range(2):
@@ -486,6 +609,65 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     np.testing.assert_array_equal(as_loaded(deep, tmp_path), np.stack([grey] * 3))
 
 
+def grey_tiff(path, values, tags):
+    """A TIFF of one strip, written out: little-endian, uncompressed, with the tags that matter."""
+    about = {256: 8, 257: 8, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 278: 8, 279: values.nbytes} | tags
+    about[273] = 8 + 2 + 12 * len(about) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(about.items()))
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(about)) + entries + b"\0\0\0\0" + values.tobytes())
+
+
+@pytest.mark.parametrize(("photometric", "dtype"), [(1, "<u2"), (0, "<u2"), (1, "<u4"), (1, "<i2"), (1, "<f4")])
+def test_deep_grey_in_tiff(photometric, dtype, tmp_path):
+    """Sixteen bits are scaled, also where 0 is white; what has no known white is refused."""
+    grey = sample((8, 8), 5)
+    values = (
+        grey.astype(np.float64) / 255 if dtype == "<f4" else grey.astype(np.int64) * 257 // (2 if "i" in dtype else 1)
+    )
+    tags = {258: 8 * np.dtype(dtype).itemsize, 262: photometric, 339: {"u": 1, "i": 2, "f": 3}[dtype[1]]}
+    grey_tiff(tmp_path / "x.tif", values.astype(dtype), tags)
+    if dtype != "<u2":
+        with pytest.raises(DataError, match=r"x.tif cannot be read as an image .its pixels"):
+            folders.decoded(tmp_path / "x.tif", "x.tif")
+        return
+    wanted = grey if photometric else 255 - grey
+    np.testing.assert_array_equal(np.asarray(folders.decoded(tmp_path / "x.tif", "x.tif")), wanted)
+
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path, caplog):
+    deep = Image.fromarray(np.full((8, 8), 4095, np.uint16))
+    assert (as_loaded(deep, tmp_path) == 16).all()
+    assert caplog.text.count("has nothing in the upper four") == 2  # once a class folder
+    caplog.clear()
+    assert (as_loaded(Image.fromarray(np.full((8, 8), 4096, np.uint16)), tmp_path) == 16).all() and not caplog.records
+
+
+def test_sixteen_bits_in_pgm(tmp_path):
+    grey = sample((8, 8), 5)
+    content = b"P5 8 8 65535\n" + (grey.astype(np.uint16) * 257).astype(">u2").tobytes()
+    np.testing.assert_array_equal(np.asarray(folders.decoded(io.BytesIO(content), "x.pgm")), grey)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_an_animation_is_its_first_picture(suffix, tmp_path):
+    first, *others = (plain(color, (8, 8)) for color in ("red", "blue", "lime"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    loaded = as_loaded(first, tmp_path, suffix, save_all=True, append_images=others, **options)
+    assert (loaded[0] == 255).all() and (loaded[1:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "LA", "1", "P", "RGB"])
+def test_kinds_of_pixels_in_tiff(mode, tmp_path):
+    image = plain((200, 30, 0), (8, 8))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    wanted = {"LA": 77, "1": None}.get(mode, (200, 30, 0))  # 0.299 * 200 + 0.587 * 30 = 77.4
+    loaded = as_loaded(image, tmp_path, "tif")
+    if mode == "1":  # dithered: black and white, as bright as the color
+        assert set(loaded.ravel()) <= {0, 255} and loaded.mean() == pytest.approx(77, abs=15)
+    else:
+        np.testing.assert_allclose(loaded, np.broadcast_to(np.reshape(wanted, (-1, 1, 1)), (3, 8, 8)), atol=2)
+
+
 def test_a_palette_is_looked_up(tmp_path):
     image = Image.fromarray(sample((8, 8, 3), 5) // 128 * 255).quantize(16)
     assert image.mode == "P"
@@ -512,12 +694,13 @@ def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
     np.testing.assert_allclose(loaded[:, 0, 0], [127, 177, 227], atol=1)
 
 
-def test_the_orientation_of_the_camera_is_honoured(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_the_orientation_of_the_camera_is_honoured(suffix, tmp_path):
     image = plain("black", (8, 8))
     image.paste("white", (0, 0, 8, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
-    loaded = as_loaded(image, tmp_path, exif=exif)
+    loaded = as_loaded(image, tmp_path, suffix, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert (loaded[..., 4:] == 255).all() and (loaded[..., :4] == 0).all()
 
 
@@ -544,7 +727,7 @@ def empty_image(folder):
 
 def other_format(folder):
     path = folder / "cat" / "01.png"
-    plain("red").save(path, "GIF")
+    plain("red").save(path, "EPS")  # a program, which nothing here runs
     return f"{path} cannot be read as an image"
 
 
@@ -552,6 +735,12 @@ def too_few(folder):
     for path in sorted((folder / "cat").iterdir())[1:]:
         path.unlink()
     return f"class folder {folder / 'cat'} has 1 images .*, needs 2"
+
+
+def another_kind(folder):
+    for path in sorted((folder / "cat").iterdir())[1:]:
+        path.rename(path.with_suffix(".heic"))
+    return f"class folder {folder / 'cat'} has 1 images .*, needs 2; beside them are 9 .heic files"
 
 
 def one_class(folder):
@@ -579,7 +768,7 @@ def a_file(folder):
 
 
 @pytest.mark.parametrize(
-    "spoil", [broken_image, empty_image, other_format, too_few, one_class, no_classes, no_folder, a_file]
+    "spoil", [broken_image, empty_image, other_format, too_few, another_kind, one_class, no_classes, no_folder, a_file]
 )
 def test_what_is_wrong_with_a_folder_is_named(spoil, tmp_path, root):
     folder = flat_folder(tmp_path / "pets")
