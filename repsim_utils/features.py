@@ -86,15 +86,21 @@ def represent_noisy(
     Raises
     ------
     ValueError
-        If the images are not such, or a timestep is out of range.
+        If the images are not such, or of a size that the network cannot halve, or a timestep is none.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 (n, 3, h, w), got {images.dtype} {tuple(images.shape)}")
+    parts = 2 ** (len(model.unet.down_blocks) - 1)
+    if not len(images) or images.shape[2] % parts or images.shape[3] % parts:
+        told = f"images must be one or more, with sides that are multiples of {parts} for this network"
+        raise ValueError(f"{told}; got {tuple(images.shape)}")
     where = device()
     model.to(where).eval()
     noise, drawn = draw_noise(images, seed=seed)
     when = drawn if timestep is None else torch.as_tensor(timestep).expand(len(images))
-    if len(when) and not 0 <= int(when.min()) <= int(when.max()) < TIMESTEPS:
+    if when.is_floating_point() or when.is_complex() or when.dtype == torch.bool:
+        raise ValueError(f"timestep must be a whole number, got {timestep!r} ({when.dtype})")
+    if not 0 <= int(when.min()) <= int(when.max()) < TIMESTEPS:
         raise ValueError(f"timestep must be from 0 to {TIMESTEPS - 1}, got {int(when.min())} to {int(when.max())}")
     batches = []
     for part in zip(*(values.split(batch_size) for values in (images, noise, when)), strict=True):

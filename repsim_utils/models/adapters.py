@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim_utils.models import seeded
 from repsim_utils.models.language import GPT
 
 VERSION = 1  # raised when the same arguments and seed give other adapters
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # linear maps of Llama's blocks
 
 
 def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, seed: int) -> GPT:
@@ -21,7 +21,7 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     Parameters
     ----------
     base : GPT
-        In Llama's shape. Its weights are shared with the copy, which never changes them.
+        Its weights are shared with the copy, which never changes them.
     rank : int
         Rows of A and columns of B.
     alpha : int
@@ -34,10 +34,22 @@ def with_adapters(base: GPT, *, rank: int, alpha: int, dropout: float = 0.0, see
     -------
     GPT
         Only A and B can learn; they are in float32, whatever the base is in.
+
+    Raises
+    ------
+    ValueError
+        If the body has no linear maps.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS))
+    maps = {name: part for name, part in base.body.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    if not maps:
+        raise ValueError(f"{type(base.body).__name__} has no linear maps to put adapters beside")
+    turned = any(isinstance(part, Conv1D) for part in maps.values())  # GPT-2 keeps its matrices as (in, out)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(maps), fan_in_fan_out=turned
+    )
     shared = {id(weight): weight for weight in base.parameters()}
     model = copy.deepcopy(base, shared).requires_grad_(False)
     with seeded(seed):

@@ -26,33 +26,48 @@ class Denoiser(nn.Module):
     Parameters
     ----------
     unet : diffusers.UNet2DModel
-        With one class more than there are: the last, `null`, says nothing of the image.
+        With one class more than there are: the last, `null`, says nothing of the image. Or without classes.
     schedule : {"linear", "squaredcos_cap_v2"}
         How noise grows with the timestep, by diffusers' names.
 
     Attributes
     ----------
-    null : int
-        The class that says nothing.
+    null : int or None
+        The class that says nothing; None of a UNet without classes.
+
+    Raises
+    ------
+    ValueError
+        If the UNet is conditioned on something else than numbers of classes.
     """
 
     def __init__(self, unet: Any, schedule: Schedule) -> None:
         from diffusers import DDPMScheduler
 
         super().__init__()
+        n_classes, other = unet.config.num_class_embeds, getattr(unet.config, "class_embed_type", None)
+        if other is not None:
+            raise ValueError(f"the UNet is conditioned on {other!r}: only numbers of classes, or nothing, can be given")
         self.unet = unet
         self.schedule = schedule
-        self.null: int = unet.config.num_class_embeds - 1
+        self.null: int | None = None if n_classes is None else n_classes - 1
         self._noising: Any = DDPMScheduler(TIMESTEPS, beta_schedule=schedule)
+
+    @property
+    def untold(self) -> int:
+        """`null`, of a UNet that has classes; ValueError of one without, which can be measured alone."""
+        if self.null is None:
+            raise ValueError("the UNet has no classes: its images can be represented, but not drawn or trained here")
+        return self.null
 
     @property
     def alphas_cumprod(self) -> Tensor:
         """Share of the image in the variance, by timestep: float32 (`TIMESTEPS`,), on the CPU; the rest is noise."""
         return self._noising.alphas_cumprod.cpu()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Noise in images: (n, 3, h, w), int64 (n,), int64 (n,) to (n, 3, h, w)."""
-        return self.unet(noisy, timesteps, class_labels=labels).sample
+    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """Noise in images: (n, 3, h, w), int64 (n,), int64 (n,) to (n, 3, h, w). Labels count if there are classes."""
+        return self.unet(noisy, timesteps, class_labels=None if self.null is None else labels).sample
 
     def noisy(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Images with the noise of a timestep each; (n, 3, h, w), (n, 3, h, w), int64 (n,)."""
@@ -79,18 +94,19 @@ class Denoiser(nn.Module):
         found: dict[str, Tensor] = {}
 
         def keep(name: str, module: nn.Module, given: Any, output: Any) -> None:
-            planes = output[0] if isinstance(output, tuple) else output
+            planes = (output[0] if isinstance(output, tuple) else output).float()
             found[name] = torch.cat([planes.mean((2, 3)), planes.std((2, 3), correction=0)], 1)
 
         blocks: dict[str, nn.Module] = {}
         if layers:
             blocks |= {f"down {i}": block for i, block in enumerate(self.unet.down_blocks, 1)}
-            blocks |= {"middle": self.unet.mid_block}
+            blocks |= {} if self.unet.mid_block is None else {"middle": self.unet.mid_block}
             blocks |= {f"up {i}": block for i, block in enumerate(self.unet.up_blocks, 1)}
         places = blocks | {"last": self.unet.conv_act}
         handles = [module.register_forward_hook(partial(keep, name)) for name, module in places.items()]
         try:
-            self(noisy, timesteps, torch.full_like(timesteps, self.null))
+            labels = None if self.null is None else torch.full_like(timesteps, self.null)
+            self(noisy.to(self.unet.dtype), timesteps, labels)
         finally:
             for handle in handles:
                 handle.remove()
@@ -212,7 +228,7 @@ def sample(
         schedule: Any = DDIMScheduler(TIMESTEPS, beta_schedule=model.schedule)
         schedule.set_timesteps(steps)
         x, y = x.to(where, memory_format=torch.channels_last), y.to(where)
-        classes = torch.cat([y, torch.full_like(y, model.null)])
+        classes = torch.cat([y, torch.full_like(y, model.untold)])
         for t in schedule.timesteps:
             given, free = model(torch.cat([x, x]), t.to(where).expand(len(classes)), classes).chunk(2)
             x = schedule.step(free + guidance * (given - free), t, x).prev_sample

@@ -139,7 +139,7 @@ def _loss(model: Denoiser, images: Tensor, labels: Tensor, recipe: Recipe, seed:
     timesteps = torch.randint(TIMESTEPS, (n,), generator=generator)
     untold = torch.rand(n, generator=generator) < recipe.label_dropout
     noise = torch.randn(n, *images.shape[1:], generator=generator).to(where, memory_format=torch.channels_last)
-    given = torch.where(untold, model.null, labels[rows]).to(where)
+    given = torch.where(untold, model.untold, labels[rows]).to(where)
     timesteps = timesteps.to(where)
     noisy = model.noisy(as_pixels(images[rows].to(where)), noise, timesteps)
     return F.mse_loss(model(noisy, timesteps, given), noise)

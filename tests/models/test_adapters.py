@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repsim_utils.models import llama
+from repsim_utils.models import language, llama
 from repsim_utils.models.adapters import TARGETS, learned, load, n_learned, updates, with_adapters, with_all_weights
 from repsim_utils.store import Store
 from repsim_utils.training.language import Recipe, evaluate, train, whole, windows
@@ -86,6 +86,25 @@ def test_a_seed_gives_one_adapter_and_leaves_the_random_state_alone(base):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_adapters_on_the_books_own_gpt_change_every_linear_map():
+    """GPT-2 keeps its matrices as (in, out), and calls them otherwise than Llama."""
+    base = language.build(50, seed=0, n_layer=2, n_head=2, width=16).eval()
+    model = adapted(base).eval()
+    names = {name.partition(".lora_")[0] for name in learned(model)}
+    wanted = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+    assert names == {f"body.h.{i}.{name}" for i in (0, 1) for name in wanted}
+    tokens = TOKENS[:, :8] % 50
+    torch.testing.assert_close(model(tokens), base(tokens))
+    plain = copy.deepcopy(base)
+    with torch.no_grad():
+        for name in names:
+            part = model.get_submodule(name)
+            left, right = part.lora_B["default"].weight.normal_(), part.lora_A["default"].weight
+            plain.get_submodule(name).weight += (2 * left @ right).T  # alpha / rank
+    assert (plain(tokens) - base(tokens)).abs().max() > 0.1
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_have_as_many_weights_as_is_told(base):

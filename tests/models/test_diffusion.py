@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from repsim_utils import profiles
-from repsim_utils.models.diffusion import TIMESTEPS, as_pixels, build, sample
+from repsim_utils.features import draw_noise, represent_noisy
+from repsim_utils.models.diffusion import TIMESTEPS, Denoiser, as_pixels, build, sample
 
 TINY = {"width": 8, "multipliers": (1, 2), "attention": 1, "groups": 4, "size": 8}
 
@@ -122,6 +124,52 @@ def test_the_last_layer_is_what_the_output_convolution_is_given(model):
     assert [x.shape[1] for x in found.values()] == [16, 32, 32, 32, 16, 16]
     assert torch.equal(model.represent(x, t)["last"], found["last"])
     assert not model.unet.conv_act._forward_hooks
+
+
+def unconditional(**options):
+    """A UNet as others train it: without classes, and one that halves twice."""
+    stages = {"block_out_channels": (8, 8, 8), "down_block_types": ("DownBlock2D",) * 3}
+    stages |= {"up_block_types": ("UpBlock2D",) * 3, "norm_num_groups": 4, "layers_per_block": 1}
+    torch.manual_seed(0)
+    return UNet2DModel(sample_size=16, **stages | options)
+
+
+def test_a_unet_without_classes_can_be_represented_and_not_drawn():
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    unet = unconditional()
+    model = Denoiser(unet, "linear")
+    found = represent_noisy(model, images, seed=0, timestep=300)["last"]
+    kept = []
+    handle = unet.conv_act.register_forward_hook(lambda module, given, output: kept.append(output))
+    steps = torch.full((3,), 300)
+    with torch.no_grad():
+        unet(model.noisy(as_pixels(images), draw_noise(images, seed=0)[0], steps), steps)
+    handle.remove()
+    expected = torch.cat([kept[0].mean((2, 3)), kept[0].std((2, 3), correction=0)], 1)
+    torch.testing.assert_close(found, expected)
+    half = represent_noisy(Denoiser(unet.bfloat16(), "linear"), images, seed=0, timestep=300)["last"]
+    assert half.dtype == torch.float32 and (half - found).abs().max() < 0.1 * found.abs().max()
+    with pytest.raises(ValueError, match="the UNet has no classes: its images can be represented, but not drawn"):
+        sample(model, torch.zeros(2, dtype=torch.int64), size=16, seed=0, steps=2)
+    with pytest.raises(ValueError, match="the UNet is conditioned on 'timestep'"):
+        Denoiser(unconditional(class_embed_type="timestep"), "linear")
+
+
+@pytest.mark.parametrize(
+    ("shape", "timestep", "message"),
+    [
+        ((3, 3, 18, 16), 300, r"sides that are multiples of 4 for this network; got \(3, 3, 18, 16\)"),
+        ((3, 3, 16, 6), 300, r"sides that are multiples of 4 for this network; got \(3, 3, 16, 6\)"),
+        ((0, 3, 16, 16), 300, "images must be one or more"),
+        ((3, 3, 16, 16), 300.5, "timestep must be a whole number, got 300.5"),
+        ((3, 3, 16, 16), torch.tensor([1.0, 2.0, 3.0]), "timestep must be a whole number"),
+        ((3, 3, 16, 16), 1000, "timestep must be from 0 to 999, got 1000 to 1000"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused(shape, timestep, message):
+    model = Denoiser(unconditional(), "linear")
+    with pytest.raises(ValueError, match=message):
+        represent_noisy(model, torch.zeros(shape, dtype=torch.uint8), seed=0, timestep=timestep)
 
 
 def test_as_pixels():
