@@ -201,7 +201,7 @@ def _unrelated(member: Member) -> Member:
 
 
 def gallery(cells: Iterable[AttackedPair], store: Store) -> Tensor:
-    """Images that fool both models, before the primary attack and after it, and the change: uint8 (3, classes, 3, h, w).
+    """Images that fool both models, before and after the primary attack, and the change: uint8 (3, classes, 3, h, w).
 
     Of the first pair that shares all: the first image of each class that both models classify correctly and that, once
     it has been attacked on the first, neither does. A place is white where there is none. In the change gray is none,

@@ -143,16 +143,20 @@ def test_attacked_pairs_on_photographs_are_compared_on_the_attacked_images(run):
 def test_the_gallery_shows_images_that_fool_both(run):
     store, cells, _ = run
     cell = cells[1].model_copy(update={"overlap": 1.0})  # the same two models, as if they shared all
-    shown = transfer.gallery(cells[:1] + [cell], store).float()
+    shown = transfer.gallery([*cells[:1], cell], store).float()
     chosen = cell.probes()["color_shape_digit"]
     assert shown.shape == (3, len(chosen.classes), 3, 20, 20)
     there = (shown[0] != 255).flatten(1).any(1)
     assert there.any() and (shown[:, ~there] == 255).all()
     images, attacked, change = shown[:, there]
-    assert ((attacked - images).abs() <= 8).all() and (change - (255 + (attacked - images) * 255 / 8) / 2).abs().max() < 17
+    assert ((attacked - images).abs() <= 8).all() and (
+        change - (255 + (attacked - images) * 255 / 8) / 2
+    ).abs().max() < 17
     for network in engine.load_pair(cell, store):
         assert (transfer.answers(network, images / 255).cpu() == there.nonzero()[:, 0]).all()
-        assert (transfer.answers(network, attacked / 255).cpu() != there.nonzero()[:, 0]).float().mean() > 0.9  # rounded
+        assert (
+            transfer.answers(network, attacked / 255).cpu() != there.nonzero()[:, 0]
+        ).float().mean() > 0.9  # rounded
 
 
 def test_nothing_is_computed_twice(run, monkeypatch):
