@@ -25,6 +25,7 @@ CHAPTERS = {  # in which an experiment is shown
     "task_overlap_finetuned": "causes/finetuned_llm",
     "dataset_overlap_diffusion": "causes/diffusion",
     "task_overlap_diffusion": "causes/diffusion",
+    "adversarial_transfer_photographs": "consequences/adversarial_transfer",
     "adversarial_transfer": "consequences/adversarial_transfer",
     "jailbreak_transfer": "consequences/jailbreak_transfer",
     "lora_grid": "beyond/why_lora_hides_overlap",

@@ -27,6 +27,7 @@ from repsim_utils.models import llama
 from repsim_utils.store import Store, key
 from repsim_utils.sweep import sweep
 
+ATTACKS = [adversarial_transfer.EXPERIMENT, adversarial_transfer.PHOTOGRAPHS]
 FINETUNED = [finetuned.DATASET, finetuned.GRID, finetuned.TASK]
 FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
@@ -62,9 +63,8 @@ def test_the_files_are_those_that_are_tested_here():
     sweeps = [
         f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("diffusion", "language", "vision")
     ]
-    assert (
-        sorted(["adversarial_transfer", "jailbreak_transfer", "task_only", *sweeps, *FINETUNED, *PHOTOGRAPHS]) == FILES
-    )
+    others = ["jailbreak_transfer", "task_only", *ATTACKS, *FINETUNED, *PHOTOGRAPHS]
+    assert sorted([*sweeps, *others]) == FILES
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -539,26 +539,35 @@ def test_a_cell_of_fine_tuning_comes_out_again(kind, store, monkeypatch):
 
 
 MAIN = profiles.load("laptop", "adversarial_transfer").attacks()[0]
+MAIN_ON_PHOTOGRAPHS = profiles.load("laptop", adversarial_transfer.PHOTOGRAPHS).attacks()[0]
 
 
-def transfer(**wanted):
+def same_images(table):
+    """Rows of attacks on the same images at every overlap: one common class of photographs is too few."""
+    one_class = (table.cause == vision.TASK_PHOTOGRAPHS) & (table.overlap == 0.2)
+    return table[(table.probe != "common_classes_all") & ~one_class]
+
+
+def transfer(experiment=adversarial_transfer.EXPERIMENT, **wanted):
     """Recorded rows under the main attack."""
-    table = published.recorded("adversarial_transfer")
-    table = table[(table.epsilon == MAIN.epsilon) & (table.probe != "common_classes_all")]
-    for name, value in ({"attack": MAIN.method, "metric": "transfer"} | wanted).items():
+    table, main = same_images(published.recorded(experiment)), MAIN
+    if experiment == adversarial_transfer.PHOTOGRAPHS:
+        main = MAIN_ON_PHOTOGRAPHS
+    for name, value in ({"attack": main.method, "epsilon": main.epsilon, "metric": "transfer"} | wanted).items():
         table = table[table[name] == value]
     return table
 
 
-def test_adversarial_transfer_is_the_laptop_profile_of_this_code():
-    table = published.recorded("adversarial_transfer")
-    cells = adversarial_transfer.pairs(profiles.load("laptop", "adversarial_transfer"))
+@pytest.mark.parametrize("experiment", ATTACKS)
+def test_adversarial_transfer_is_the_laptop_profile_of_this_code(experiment):
+    table = published.recorded(experiment)
+    cells = adversarial_transfer.pairs(profiles.load("laptop", experiment), experiment)
     assert as_in_profile(table, cells)
     assert set(table["profile"]) == {"laptop"}
     assert not table.duplicated(["key", "probe", "attack", "epsilon", "metric"]).any()
     trained = {
         key(member.model_dump(mode="json"))
-        for kind in OVERLAP
+        for kind in (OVERLAP if experiment == adversarial_transfer.EXPERIMENT else PHOTOGRAPHS)
         for pair in vision.pairs(profiles.load("laptop", kind), kind)
         for member in pair.needs()
     }
@@ -655,6 +664,65 @@ def test_most_of_the_effect_goes_along_with_gradients_and_little_with_cka():
     assert (parts.low["cka", "indirect"] < 0).sum() == 3
     left = parts.loc["gradients", "direct"]
     assert (left.estimate > 0).all() and (analysis.discoveries(left).sign == 0).all()
+
+
+CASES_OF_PHOTOGRAPHS = [(cause, network) for cause in PHOTOGRAPHS for network in ("small_resnet", "small_vit")]
+
+
+def attacked_photographs(cause, network):
+    """Transfer, gradient cosine and each similarity, all on the attacked photographs: one row a pair."""
+    table = same_images(published.recorded(adversarial_transfer.PHOTOGRAPHS))
+    table = table[(table.cause == cause) & (table.architecture == network)]
+    clean = table[(table.attack == "none")].pivot_table(index=["overlap", "seed"], columns="metric", values="value")
+    clean["transfer"] = transfer(adversarial_transfer.PHOTOGRAPHS, cause=cause, architecture=network).set_index(
+        ["overlap", "seed"]
+    )["value"]
+    return clean.rename(columns={"gradient_cosine": "gradients"}).reset_index()
+
+
+def test_the_primary_contrast_of_transfer_on_photographs():
+    rows = transfer(adversarial_transfer.PHOTOGRAPHS, cause=vision.PHOTOGRAPHS, architecture="small_resnet")
+    found = analysis.trend(rows)
+    assert set(rows.seeds) == {"fresh"} and rows.seed.nunique() == 12 and found.p == 2 / 2**12
+    assert found.low > profiles.load("laptop", adversarial_transfer.PHOTOGRAPHS).primary.smallest
+    assert seldom(lambda table: analysis.trend(table).p < 0.05 and analysis.trend(table).slope > 0, rows)
+    at = rows.groupby("overlap").value.mean()
+    assert 2.5 < at[1] / at[0] < 3.5
+    drawn = analysis.trend(transfer(cause=vision.DATASET, architecture="small_resnet"))
+    assert found.low > drawn.high  # about twice as much as on drawn images
+
+
+def test_transfer_rises_on_photographs_and_controls_account_for_little():
+    """As the chapter says, at a false-discovery rate over the figure."""
+    kinds = {name: transfer(adversarial_transfer.PHOTOGRAPHS, attack=name) for name in adversarial_transfer.CONTROLS}
+    main = transfer(adversarial_transfer.PHOTOGRAPHS)
+    found = of_cases(pd.concat([main, *kinds.values()]), ["attack"])
+    signs = found.sign.unstack("attack")
+    assert (signs[MAIN_ON_PHOTOGRAPHS.method] > 0).all()
+    assert (signs[list(kinds)] > 0).sum().to_dict() == {"random_signs": 0, "shuffled": 2, "unrelated_source": 0}
+    slopes = found.slope.unstack("attack")
+    assert (slopes[list(kinds)].abs().max(axis=1) < 0.26 * slopes[MAIN_ON_PHOTOGRAPHS.method]).all()
+    others = [transfer(adversarial_transfer.PHOTOGRAPHS, attack=name) for name in ("fgsm", "pgd", "di-fgsm")]
+    assert (of_cases(pd.concat([main, *others]), ["attack"]).sign > 0).all()
+    white = transfer(adversarial_transfer.PHOTOGRAPHS, metric="white_box").groupby(["cause", "architecture"])
+    assert white.value.mean().min() > 0.95
+
+
+@pytest.mark.parametrize(("cause", "network"), CASES_OF_PHOTOGRAPHS)
+def test_beside_overlap_gradients_add_to_the_prediction_on_photographs_and_cka_does_not(cause, network):
+    """Under dataset overlap; under task overlap, with two classes to attack, nothing is decided."""
+    sets = {"overlap": ["overlap"], "cka": ["overlap", "cka"], "gradients": ["overlap", "gradients"]}
+    pairs = attacked_photographs(cause, network)
+    gain = analysis.prediction(pairs, sets, y="transfer", beside="overlap").set_index("predictors")
+    if cause == vision.PHOTOGRAPHS:
+        assert gain.low["gradients"] > 0 > gain.low["cka"] and gain.high["cka"] < 0.03
+        parts = analysis.mediation(pairs, mediator="gradients", y="transfer").set_index("effect")
+        assert parts.estimate["indirect"] > 0.8 * parts.estimate["total"] and parts.low["direct"] < 0
+        parts = analysis.mediation(pairs, mediator="cka", y="transfer").set_index("effect")
+        assert parts.low["indirect"] < 0 and parts.estimate["direct"] > 0.5 * parts.estimate["total"]
+    else:
+        assert (gain.low[["cka", "gradients"]] < 0).all() and (gain.high - gain.low)[["cka", "gradients"]].min() > 0.2
+    assert analysis.correlation(pairs, "cka", "transfer")["low"] > 0
 
 
 @pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
