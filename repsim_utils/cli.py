@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
-import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -40,8 +40,9 @@ INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 @app.callback()
 def _logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for name in ("papermill", "blib2to3", "httpx"):
+    for name in ("papermill", "blib2to3", "httpx", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @app.command()
@@ -298,12 +299,71 @@ def slurm(
         scheduler.close()  # its `with` would swallow Ctrl-C
 
 
+ProbeOption = Annotated[
+    str | None,
+    typer.Option("--probe", help="Samples for models: a folder of pictures, or a file with a text a line."),
+]
+LayersOption = Annotated[bool, typer.Option("--layers", help="Every layer that has a weight matrix, too.")]
+LayerOption = Annotated[
+    list[str] | None, typer.Option("--layer", help="This layer, too; may be repeated. 'blocks.*': all that match.")
+]
+UntrainedOption = Annotated[bool, typer.Option("--untrained", help="Random weights: no download of any.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")]
+
+
+def _layers(every: bool, named: list[str] | None) -> tuple[str, ...]:
+    from repsim_utils import own
+
+    if every and named:
+        raise ValueError("--layers takes every layer, --layer those that are named: leave one out")
+    return own.ALL if every else tuple(named or ())
+
+
+@app.command()
+def represent(
+    model: Annotated[
+        str, typer.Argument(help="timm:NAME, torchvision:NAME, hf:REPO, or a folder in Hugging Face's layout.")
+    ],
+    probe: Annotated[str, typer.Argument(help="A folder of pictures, a file with a text a line, or .jsonl.")],
+    out: Annotated[Path, typer.Option("--out", help="A .safetensors file.")],
+    layers: LayersOption = False,
+    layer: LayerOption = None,
+    untrained: UntrainedOption = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random weights.")] = 0,
+    batch_size: BatchOption = 32,
+) -> None:
+    """What a model makes of your samples, prepared as it wants them: a row a sample, with the samples' ids beside."""
+    from repsim_utils import own
+    from repsim_utils.datasets import probes
+
+    own.check_name(out)
+    samples, wanted = probes.read(probe), _layers(layers, layer)
+    options: Any = {"untrained": untrained, "seed": seed, "batch_size": batch_size}
+    found = own.represent(model, samples, layers=wanted, **options)
+    own.write(found, out)
+    shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in list(found.layers.items())[-3:])
+    before = f"{len(found.layers)} layers, the last of them " if len(found.layers) > 3 else ""
+    typer.echo(f"{out}: {before}{shapes}")
+
+
 @app.command()
 def compare(
-    first: Annotated[
-        str, typer.Argument(help="A .npy, .npz, .safetensors or .parquet file; FILE:NAME for one array, or columns.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [...]",
+            help="Files (.npy, .npz, .safetensors, .parquet; FILE:NAME for one array, or columns), models (timm:NAME, "
+            "torchvision:NAME, hf:REPO, a folder): the same samples, which a file without ids has in the same order.",
+        ),
     ],
-    second: Annotated[str, typer.Argument(help="The same samples in the same order, of another model.")],
+    probe: ProbeOption = None,
+    layers: LayersOption = False,
+    layer: LayerOption = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page that needs no network.")] = None,
+    untrained: UntrainedOption = False,
+    control: Annotated[
+        bool, typer.Option("--control/--no-control", help="What untrained networks of these shapes give.")
+    ] = True,
     metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
     k: Annotated[
         int | None, typer.Option("--k", help="Neighbors, for the metrics that look at neighbors; else 10.")
@@ -312,36 +372,44 @@ def compare(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Chance levels and p-values, by permutation.")] = False,
     permutations: Annotated[int, typer.Option("--permutations", help="How many.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
+    batch_size: BatchOption = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How alike two representations are: values with 95% intervals over the samples, and what cannot be computed."""
-    import pandas as pd
+    """How alike two representations are: values with 95% intervals over the samples, and what cannot be computed.
 
-    from repsim_utils import features, metrics
+    Of more than two, every pair by the first metric, as a matrix in which alike ones are neighbors.
+    """
+    from repsim_utils import comparison, metrics, own
+    from repsim_utils.datasets import probes
 
-    names = metric or metrics.PAPER
-    options: dict[str, Any] = {"preprocess": None if raw else "platonic", "calibrated": calibrate}
-    options |= {"n_permutations": permutations, "seed": seed, "k": 10 if k is None else k}
-    x, y = features.load_pair(first, second)
+    if len(sources) < 2:
+        raise ValueError("two or more are compared: name another file or model")
+    samples = None if probe is None else probes.read(probe)
+    gathering: Any = {"untrained": untrained, "control": control, "batch_size": batch_size}
+    options: dict[str, Any] = {"preprocess": None if raw else "platonic", "n_permutations": permutations, "seed": seed}
+    options |= {"k": 10 if k is None else k}
+    wanted = _layers(layers, layer)
+    many = len(sources) > 2
+    told = ", ".join(f"{name} is {source}" for name, source in zip("xy", sources, strict=False))
+    found, controls = own.gather(sources, samples, layers=() if many else wanted, **gathering)
     try:
+        names = metric or metrics.PAPER
         neighbors = any("k" in metrics.METRICS[name].options for name in names if name in metrics.METRICS)
-        if k is not None and not 1 <= k < len(x) and neighbors:
-            raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {len(x)} rows")
-        rows = metrics.report(x, y, names, **options)
+        if k is not None and not 1 <= k < len(found[0]) and neighbors:
+            rows = len(found[0])
+            raise ValueError(f"k must be at least 1 and less than the number of rows, got k={k} with {rows} rows")
+        options["calibrated"] = calibrate or html is not None or bool(wanted) or many
+        made = comparison.compare(found, controls, names, layers=bool(wanted) and not many, **options)
     except ValueError as error:
-        raise ValueError(f"{_in_options(str(error))} (x is {first}, y is {second})") from None
-    rows = [row | ({"reason": _in_options(row["reason"])} if "reason" in row else {}) for row in rows]
-    if as_json:
-        plain = [{name: None if value != value else value for name, value in row.items()} for row in rows]
-        typer.echo(json.dumps(plain, indent=1))
-        return
-    table = pd.DataFrame([row for row in rows if row["value"] == row["value"]]).drop(columns="reason", errors="ignore")
-    table = table.rename(columns={"null_mean": "chance", "null_quantile": "threshold", "p_value": "p"})
-    typer.echo(table.to_string(index=False, float_format="%.4f", na_rep="-"))
-    for row in rows:
-        if "reason" in row:
-            left_out = " is left out" if row["value"] != row["value"] else ""
-            typer.echo(f"{row['metric']}{left_out}: {row['reason']}")
+        raise ValueError(f"{_in_options(str(error))} ({told})") from None
+    made = made.reworded(_in_options)
+    if html is not None:
+        from repsim_utils import page
+
+        page.write(made, html)
+    typer.echo(made.as_json() if as_json else made.in_words())
+    if html is not None:
+        typer.echo(f"the page is {html}", err=as_json)
 
 
 HINTS = {  # what functions of the package say, and what a command does

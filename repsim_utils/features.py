@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def load(source: str | Path) -> Tensor | NDArray[Any]:
         If there is no such file or array, it cannot be read as one of these formats, or it is unclear which columns are
         meant; the message says what to write.
     """
-    path, name = _split(str(source))
+    path, name = split(str(source))
     kind = path.suffix.lower()
     if kind in PICKLED:
         raise ValueError(f"{path}: not one of the formats {', '.join(SUFFIXES)}; {_converted(path)}")
@@ -209,14 +209,32 @@ def load_pair(first: str | Path, second: str | Path) -> tuple[Any, Any]:
         As `load`, or if both are tables whose rows are the same samples in another order.
     """
     pair = load(first), load(second)
-    (path, name), (other, other_name) = _split(str(first)), _split(str(second))
-    if path.suffix.lower() == other.suffix.lower() == ".parquet" and name is other_name is None:
-        tables = pq.ParquetFile(path).read(), pq.ParquetFile(other).read()
-        columns.check_order(tables, (str(path), str(other)))
+    check_order(first, second)
     return pair
 
 
-def _split(source: str) -> tuple[Path, str | None]:
+def check_order(first: str | Path, second: str | Path) -> None:
+    """Refuse two Parquet files whose rows are the same samples in another order; see `columns.check_order`."""
+    (path, name), (other, other_name) = split(str(first)), split(str(second))
+    if path.suffix.lower() == other.suffix.lower() == ".parquet" and name is other_name is None:
+        tables = pq.ParquetFile(path).read(), pq.ParquetFile(other).read()
+        columns.check_order(tables, (str(path), str(other)))
+
+
+def names(path: Path) -> list[str]:
+    """Arrays in a .npz or .safetensors file; none of another one, or of one that cannot be read."""
+    found: list[str] = []
+    with suppress(Exception):  # broken files raise all sorts, which `load` says
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, framework="pt") as opened:
+                found = list(opened.keys())
+        elif path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                found = list(archive.files)
+    return found
+
+
+def split(source: str) -> tuple[Path, str | None]:
     """Path and name of the array; a colon may be part of either, and what there is decides."""
     cuts = [i for i, letter in enumerate(source) if letter == ":"]
     known = [i for i in cuts if Path(source[:i]).suffix.lower() in (*SUFFIXES, *PICKLED)]

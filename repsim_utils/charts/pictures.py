@@ -120,9 +120,10 @@ def heatmap(
         Edge of a cell, in pixels.
     """
     rows, columns = distinct(table["row"]), distinct(table["column"])
+    labels: Any = {"labelLimit": 220, "labelOverlap": not numbers}
     base = alt.Chart(table).encode(
-        x=alt.X("column:N", sort=columns, title=x_title, axis=alt.Axis(labelAngle=-40, labelLimit=220)),
-        y=alt.Y("row:N", sort=rows, title=y_title, axis=alt.Axis(labelLimit=220)),
+        x=alt.X("column:N", sort=columns, title=x_title, axis=alt.Axis(labelAngle=-40, **labels)),
+        y=alt.Y("row:N", sort=rows, title=y_title, axis=alt.Axis(**labels)),
     )
     shades = base.mark_rect().encode(
         color=alt.Color("value:Q", title=value_title, scale=alt.Scale(scheme="greys", domainMin=0)),

@@ -115,6 +115,23 @@ def _divided(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
+def pictures(folder: Path) -> list[Path]:
+    """All images in a folder and in those within it, sorted by path; a warning says what is left out.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
+    found = list(_walked(folder))
+    images = sorted((path for path in found if _is_image(path)), key=lambda path: path.relative_to(folder).as_posix())
+    left = Counter(_kind(path) for path in found if not _is_image(path))
+    left.update("linked folders" for path in folder.rglob("*") if path.is_symlink() and path.is_dir())
+    if left:
+        _warn(f"{folder}: {len(images)} images are read, and left out are {_counted(left)}")
+    return images
+
+
 def _by_class(folder: Path, at_least: int, left: Counter[str]) -> dict[str, list[Path]]:
     """Images of each class folder, sorted by name; what is left out is counted in `left`."""
     found = {}

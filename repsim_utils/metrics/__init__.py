@@ -9,7 +9,7 @@ What takes a metric by `name` finds it in `METRICS`, with its options (such as `
 "platonic", the paper's protocol (see `platonic`), or None: the features as they are.
 """
 
-from repsim_utils.metrics.calibration import Calibrated, calibrate, calibrate_best
+from repsim_utils.metrics.calibration import Calibrated, CalibratedLayers, calibrate, calibrate_best, calibrate_layers
 from repsim_utils.metrics.inputs import platonic
 from repsim_utils.metrics.intervals import Interval, interval
 from repsim_utils.metrics.kernel import cka
@@ -30,11 +30,13 @@ __all__ = [
     "PAPER",
     "PUBLISHED",
     "Calibrated",
+    "CalibratedLayers",
     "Interval",
     "LayerTable",
     "StreamingCKA",
     "calibrate",
     "calibrate_best",
+    "calibrate_layers",
     "cca",
     "cka",
     "cknna",

@@ -95,7 +95,24 @@ def calibrate(
     return calibrate_best([x], [y], name, preprocess=preprocess, **shuffled, **options)
 
 
-def calibrate_best(
+@dataclass(frozen=True)
+class CalibratedLayers:
+    """All layers of one model with all of another, against chance.
+
+    Attributes
+    ----------
+    values, calibrated : ndarray
+        (layers of x, layers of y): each score, and how far it lies beyond its own threshold, as `Calibrated` has it.
+    best : Calibrated
+        The largest score against the largest of as many by chance.
+    """
+
+    values: NDArray[np.float64]
+    calibrated: NDArray[np.float64]
+    best: Calibrated
+
+
+def calibrate_layers(
     xs: Sequence[Any],
     ys: Sequence[Any],
     name: str,
@@ -106,8 +123,8 @@ def calibrate_best(
     groups: Sequence[Any] | None = None,
     preprocess: str | None = None,
     **options: Any,
-) -> Calibrated:
-    """The best score of any layer of one model with any of another, against the best of as many by chance.
+) -> CalibratedLayers:
+    """Every layer of one model with every layer of another, and what chance gives.
 
     A maximum over many pairs is large even where nothing is shared. Here the rows of all `ys` are shuffled alike, and
     the maximum is taken again.
@@ -121,7 +138,7 @@ def calibrate_best(
 
     Returns
     -------
-    Calibrated
+    CalibratedLayers
 
     Raises
     ------
@@ -139,8 +156,33 @@ def calibrate_best(
     if len(rows) > 1:
         raise ValueError(f"x and y must have matching rows, got {' and '.join(map(str, rows))}")
     first, second = ([metric.prepare(layer, **filled) for layer in side] for side in tensors)
-    scores = null_scores(first, second, [metric], shuffles(rows[0], n_permutations, seed, alpha, groups))
-    return against(scores[0].max(axis=(0, 1)), metric, options, alpha)
+    scores = null_scores(first, second, [metric], shuffles(rows[0], n_permutations, seed, alpha, groups))[0]
+    each = [[against(null, metric, options, alpha) for null in row] for row in scores]
+    return CalibratedLayers(
+        values=scores[..., 0],
+        calibrated=np.array([[one.calibrated for one in row] for row in each]),
+        best=against(scores.max(axis=(0, 1)), metric, options, alpha),
+    )
+
+
+def calibrate_best(xs: Sequence[Any], ys: Sequence[Any], name: str, **options: Any) -> Calibrated:
+    """The best score of any layer of one model with any of another, against the best of as many by chance.
+
+    Parameters
+    ----------
+    xs, ys, name, **options
+        See `calibrate_layers`.
+
+    Returns
+    -------
+    Calibrated
+
+    Raises
+    ------
+    ValueError
+        As `calibrate_layers`.
+    """
+    return calibrate_layers(xs, ys, name, **options).best
 
 
 def null_scores(

@@ -105,7 +105,7 @@ def layerwise(
 
 
 def layer_features(
-    models: Sequence[nn.Module], batches: Iterable[Any], layers: Sequence[Sequence[str] | None]
+    models: Sequence[nn.Module], batches: Iterable[Any], layers: Sequence[Sequence[str | None] | None]
 ) -> list[dict[str, Tensor]]:
     """Outputs of the named layers of several models, on the same batches.
 
@@ -121,7 +121,8 @@ def layer_features(
     batches : iterable
         As in `layerwise`.
     layers : sequence of (sequence of str or None)
-        For each model.
+        For each model, as in `layerwise`. None among the names stands for all that are taken by default; ``""`` is the
+        network itself.
 
     Returns
     -------
@@ -147,18 +148,17 @@ def layer_features(
     return [each.features() for each in passes]
 
 
-def _choose(model: nn.Module, names: Sequence[str] | None) -> list[str]:
+def _choose(model: nn.Module, names: Sequence[str | None] | None) -> tuple[list[str], set[str]]:
+    """Layers that are wanted, in the order asked for, and which of them are by their names."""
     modules = dict(model.named_modules())
-    if names is None:
-        return [
-            name
-            for name, module in modules.items()
-            if getattr(module, "weight", None) is not None and module.weight.ndim > 1
-        ]
-    unknown = [name for name in names if name not in modules]
-    if unknown or not names:
+    weighted = [
+        name for name, part in modules.items() if getattr(part, "weight", None) is not None and part.weight.ndim > 1
+    ]
+    named = {name for name in names or () if name is not None}
+    if (unknown := [name for name in named if name not in modules]) or (names is not None and not len(names)):
         raise ValueError(f"no layer {', '.join(unknown) or 'named'}; there is {', '.join(filter(None, modules))}")
-    return list(names)
+    wanted = [None] if names is None else names
+    return list(dict.fromkeys(name for one in wanted for name in (weighted if one is None else [one]))), named
 
 
 @contextmanager
@@ -203,9 +203,10 @@ class _Pass:
     A layer of which there is no row for each sample is an error if it was named, and else left out.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
-        self.model, self.named = model, names is not None
-        self.parts: dict[str, list[Tensor]] = {name: [] for name in _choose(model, names)}
+    def __init__(self, model: nn.Module, names: Sequence[str | None] | None) -> None:
+        self.model = model
+        chosen, self.named = _choose(model, names)
+        self.parts: dict[str, list[Tensor]] = {name: [] for name in chosen}
         self.longer: dict[str, torch.Size] = {}  # shapes of outputs for a first batch with one sample more
         self.samples: dict[str, int] = {}  # axes of the samples
         self.left_out: dict[str, str] = {}
@@ -227,9 +228,9 @@ class _Pass:
     def features(self) -> dict[str, Tensor]:
         """All rows of every layer."""
         found = {name: torch.cat(parts) for name, parts in self.parts.items()}
-        if not self.named:
-            same = [name for name, x in found.items() if len(x) > 1 and (x - x[0]).abs().max() <= 1e-6 * x.abs().max()]
-            for name in same:
+        for name in set(found) - self.named:
+            x = found[name]
+            if len(x) > 1 and (x - x[0]).abs().max() <= 1e-6 * x.abs().max():
                 self._leave_out(name, "gives every sample the same")
                 del found[name]
         short = {name: why.partition(":")[0] for name, why in self.left_out.items()}
@@ -241,7 +242,7 @@ class _Pass:
         return found
 
     def _leave_out(self, name: str, reason: str) -> None:
-        if self.named:
+        if name in self.named:
             hint = ": leave it out, or name another that is used once" if "used" in reason else ""
             raise ValueError(f"layer {name} {reason}{hint}")
         self.left_out.setdefault(name, reason)

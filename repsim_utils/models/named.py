@@ -1,0 +1,233 @@
+"""Models of other people, by name or from a folder, each with its own preprocessing or tokenizer.
+
+Weights come as safetensors, or of torch as plain tensors (``weights_only``); no code of a repository is executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from repsim_utils import reason
+from repsim_utils.datasets.probes import PICTURES
+from repsim_utils.models import seeded
+from repsim_utils.models.device import device
+from repsim_utils.models.vision import WeightsError
+
+log = logging.getLogger(__name__)
+PREFIXES = ("timm:", "torchvision:", "hf:")
+HOW = "timm:NAME, torchvision:NAME, hf:REPO, or a folder with the config.json of Hugging Face"
+
+
+class Named(NamedTuple):
+    """A network, and how a list of pictures or texts becomes what it is called with."""
+
+    network: nn.Module
+    prepare: Callable[[list[Any]], Any]
+
+
+def is_model(source: str) -> bool:
+    """Whether this names a model, and not a file of features."""
+    return source.startswith(PREFIXES) or Path(source).is_dir()
+
+
+def find(source: str, kind: str, *, untrained: bool = False, seed: int = 0) -> Named:
+    """A model by its name.
+
+    Parameters
+    ----------
+    source : str
+        ``timm:NAME`` or ``torchvision:NAME``, without its classifier; ``hf:REPO``, or a folder in the layout of
+        Hugging Face (of transformers, or of timm), without its head.
+    kind : {"pictures", "text"}
+        What it is to read; of a model of both, such as CLIP, one half.
+    untrained : bool
+        With weights at random, which is no download but for the configuration of ``hf:REPO``.
+    seed : int
+        Of these weights.
+
+    Returns
+    -------
+    Named
+        The network in float32, on the device, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or it does not read this kind.
+    WeightsError
+        If its weights cannot be had.
+    """
+    family, _, name = source.partition(":") if source.startswith(PREFIXES) else ("folder", "", source)
+    if not name or not is_model(source):
+        raise ValueError(f"{source}: there is no such model; a model is {HOW}")
+    if family == "folder" and "architecture" in (_config(Path(name))):
+        family, name = "timm", f"local-dir:{name}"
+    if family in ("timm", "torchvision") and kind != PICTURES:
+        raise ValueError(f"{source} reads pictures, and the probe is {kind}: give a folder of pictures as the probe")
+    make = {"timm": _timm, "torchvision": _torchvision}.get(family)
+    with _had(source), seeded(seed):
+        found = make(name, untrained) if make else _transformers(name, kind, untrained)
+    found.network.to(device()).float().eval()
+    return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What a folder says of its model."""
+    try:
+        told: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: this is no model, as it has no config.json that can be read ({reason(error)})"
+        ) from None
+    if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+        log.warning("%s holds no weights: only --untrained can use it", folder)
+    return told
+
+
+@contextmanager
+def _had(source: str) -> Iterator[None]:
+    """What goes wrong while weights are fetched and read, in one line that says what to do."""
+    try:
+        yield
+    except (ValueError, WeightsError):
+        raise
+    except OSError as error:  # no network, no such repository, or a download that broke off
+        local = Path(source).is_dir()
+        what = (
+            "put config.json, model.safetensors and the tokenizer or preprocessor there"
+            if local
+            else ("try again with a network, give a folder that holds it, or take it with --untrained weights")
+        )
+        raise WeightsError(f"{source} cannot be had ({reason(error)}): {what}") from None
+    except ImportError as error:
+        raise WeightsError(f"{source} needs a package that is not installed ({reason(error)})") from None
+
+
+def _unknown(source: str, name: str, names: list[str]) -> ValueError:
+    near = difflib.get_close_matches(name, names, 3)
+    return ValueError(f"{source} has no model {name}{'; is it ' + ' or '.join(near) if near else ''}")
+
+
+def _timm(name: str, untrained: bool) -> Named:
+    import timm
+
+    if not name.startswith("local-dir:") and not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    network: Any = timm.create_model(name, pretrained=not untrained, num_classes=0)
+    told = timm.data.resolve_model_data_config(network)
+    transform: Any = timm.data.create_transform(**told, is_training=False)
+    mode = "L" if told["input_size"][0] == 1 else "RGB"
+    return Named(network, lambda pictures: torch.stack([transform(picture.convert(mode)) for picture in pictures]))
+
+
+def _torchvision(name: str, untrained: bool) -> Named:
+    from torchvision import models
+
+    if name not in (names := models.list_models(module=models)):
+        raise _unknown("torchvision", name, names)
+    weights: Any = models.get_model_weights(name).DEFAULT
+    options = {"init_weights": True} if name in ("inception_v3", "googlenet") else {}
+    network = models.get_model(name, weights=None, **options)
+    if not untrained:
+        network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    last = [path for path, part in network.named_modules() if isinstance(part, nn.Linear) and part.out_features == 1000]
+    for path in last:  # classifiers, of which some have one more to train with
+        parent, _, attribute = path.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, nn.Identity())
+    transform = weights.transforms()
+    return Named(network, lambda pictures: torch.stack([transform(picture.convert("RGB")) for picture in pictures]))
+
+
+def _transformers(name: str, kind: str, untrained: bool) -> Named:
+    import transformers
+
+    safe: Any = {"trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(name, **safe)
+    if untrained:
+        network: Any = transformers.AutoModel.from_config(config, **safe)
+    else:
+        network, told = transformers.AutoModel.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **safe
+        )
+        _check_whole(network, name, told["missing_keys"])
+    half = getattr(network, "vision_model" if kind == PICTURES else "text_model", None)
+    if isinstance(half, nn.Module):  # of a model of both
+        network, config = half, half.config
+    elif getattr(config, "is_encoder_decoder", False):
+        network = network.get_encoder()
+    reads = "pixel_values" if network.main_input_name == "pixel_values" else "input_ids"
+    if (reads == "pixel_values") != (kind == PICTURES):
+        wanted = "a folder of pictures" if reads == "pixel_values" else "a file of text"
+        raise ValueError(f"{name} does not read {kind}: give {wanted} as the probe")
+    if kind == PICTURES:
+        return Named(network, _Pictures(transformers.AutoImageProcessor.from_pretrained(name, **safe)))
+    return Named(network, _Texts(transformers.AutoTokenizer.from_pretrained(name, **safe), _longest(network), name))
+
+
+def _check_whole(network: Any, name: str, missing: Iterable[str]) -> None:
+    """Refuse a network of which a part stayed random; a pooler alone is taken off."""
+    missing = sorted(missing)
+    if missing and all(key.startswith("pooler.") for key in missing):
+        network.pooler = None
+    elif missing:
+        raise WeightsError(
+            f"{name} lacks {len(missing)} weights of a {type(network).__name__}, such as {missing[0]}, which would be "
+            "random: save the model anew with save_pretrained"
+        )
+
+
+def _longest(network: nn.Module) -> int | None:
+    """How many tokens a network reads at most, by its table of positions; None if it has none."""
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in (
+            "position_embeddings",
+            "wpe",
+            "embed_positions",
+        ):
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return getattr(getattr(network, "config", None), "max_position_embeddings", None)
+
+
+class _Pictures:
+    """Pictures as a model's own processor has them."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, pictures: list[Any]) -> dict[str, Any]:
+        done = self.processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return {"pixel_values": done["pixel_values"]}
+
+
+class _Texts:
+    """Texts as tokens, padded on the right, with the mask that says so; a warning says when texts are cut."""
+
+    def __init__(self, tokenizer: Any, longest: int | None, name: str) -> None:
+        self.tokenizer, self.name, self.told = tokenizer, name, False
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        if tokenizer.pad_token is None:  # any will do, as the mask leaves it out
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        self.longest = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
+
+    def __call__(self, texts: list[str]) -> dict[str, Any]:
+        lists = self.tokenizer(texts, verbose=False)["input_ids"]
+        if not self.told and (most := max(map(len, lists))) > self.longest:
+            self.told = True
+            log.warning(
+                "%s reads %d tokens at most: longer texts are cut there, such as one of %d",
+                self.name,
+                self.longest,
+                most,
+            )
+        cut: Any = {"truncation": True, "max_length": self.longest} if self.told else {}
+        done = self.tokenizer(texts, padding=True, return_tensors="pt", **cut)
+        return {name: done[name] for name in ("input_ids", "attention_mask")}
