@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from repsim_utils import __version__, cli, files, metrics, profiles, published
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from repsim_utils.store import key
+from tests.others import models, pictures, texts  # noqa: F401
 from tests.tiny import NETWORKS
 from tests.words import NETWORK, RECIPE, folders
 
@@ -519,3 +520,67 @@ class TestCompare:
             assert code == 0 and out.splitlines()[1].split()[:2] == ["cka", "1.0000"]
         frame.assign(id=ids)[::-1].to_parquet(second)
         assert repsim("compare", f"{first}:a,b,c", f"{second}:a,b,c", "--metric", "cka")[0] == 0  # by their place
+
+
+class TestModels:
+    """`repsim represent`, and `repsim compare` on models: offline, with models in folders."""
+
+    @pytest.fixture
+    def two(self, models):  # noqa: F811
+        return models / "gpt2", models / "t5"
+
+    def test_features_with_ids_that_compare_matches(self, repsim, two, texts, tmp_path):  # noqa: F811
+        out = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+        backwards = tmp_path / "backwards.jsonl"
+        lines = texts.read_text().splitlines()
+        rows = [json.dumps({"id": f"line {i + 1}", "text": line}) for i, line in enumerate(lines)]
+        backwards.write_text("\n".join(rows[::-1]))
+        for model, probe, path in zip(two, (texts, backwards), out, strict=True):
+            code, printed, _ = repsim("represent", model, probe, "--out", path)
+            assert (code, printed) == (0, f"{path}: output 12 x 16\n")
+        code, printed, _ = repsim("compare", *out, "--json", "--metric", "cka", "--metric", "mutual_knn", "--k", 3)
+        value = json.loads(printed)[0]
+        again = json.loads(repsim("compare", *two, "--probe", texts, "--json", "--metric", "cka")[1])[0]
+        assert code == 0 and value["value"] == pytest.approx(again["value"], abs=1e-6)
+        assert again["untrained"] != again["value"]
+        code, printed, err = repsim("represent", two[0], texts, "--out", tmp_path / "a.npy")
+        assert (code, printed) == (2, "") and "let the name end in .safetensors" in err
+
+    def test_layers_and_a_page_that_needs_no_network(self, repsim, two, texts, tmp_path):  # noqa: F811
+        page = tmp_path / "report.html"
+        code, printed, _ = repsim("compare", *two, "--probe", texts, "--layers", "--html", page, "--permutations", 39)
+        assert (
+            code == 0 and "cka of layers, best pair: " in printed and "cka of layers of untrained networks" in printed
+        )
+        assert printed.endswith(f"the page is {page}\n")
+        text = page.read_text()
+        head = text[: text.index("<script>")]
+        assert "what 95% stay below, when samples are matched at random" in head and "svcca is left out" in head
+        assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", head) and text.count("vegaEmbed('#") == 3
+
+    def test_several_are_a_matrix(self, repsim, models, texts):  # noqa: F811
+        sources = [models / name for name in ("gpt2", "t5", "roberta")]
+        code, printed, _ = repsim("compare", *sources, "--probe", texts, "--metric", "unbiased_cka", "--no-control")
+        lines = printed.splitlines()
+        assert (
+            code == 0 and len(lines) == 1 + 1 + 3 + 1 + 1 + 3 and sorted(lines[1].split()) == sorted(map(str, sources))
+        )
+        diagonal = [line.split()[1 + i] for i, line in enumerate(lines[2:5])]
+        assert diagonal == ["1.000"] * 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["{gpt2}", "{t5}"], "is a model and needs samples: add --probe"),
+            (["{gpt2}"], "two or more are compared: name another file or model"),
+            (["{gpt2}", "{t5}", "--probe", "{gpt2}/nothing"], "there is no such folder of pictures or file of text"),
+            (["{gpt2}", "{vit}", "--probe", "{texts}"], "does not read text: give a folder of pictures as the probe"),
+            (["{gpt2}", "{t5}", "--probe", "{texts}", "--layers", "--layer", "h.0"], "leave one out"),
+            (["timm:resnet118", "{vit}", "--probe", "{pictures}"], "timm has no model resnet118; is it resnet18"),
+        ],
+    )
+    def test_careless_users_get_one_line(self, repsim, models, texts, pictures, arguments, message):  # noqa: F811
+        places = {name: models / name for name in ("gpt2", "t5", "vit")} | {"texts": texts, "pictures": pictures}
+        code, printed, err = repsim("compare", *(one.format(**places) for one in arguments))
+        assert code in (1, 2) and printed == "" and message in err
+        assert err.splitlines()[-1].startswith("repsim: ")

@@ -77,7 +77,7 @@ class Linear:
     Attributes
     ----------
     x : Tensor
-        (n, d), centered, of Frobenius norm 1.
+        (n, d), centered, of Frobenius norm 1; where d > n turned into n features, with the same kernel.
     squared_norms : Tensor
         (n,), of the rows: the diagonal of the kernel.
     own : float
@@ -92,7 +92,10 @@ class Linear:
     def of(cls, x: Tensor) -> Linear:
         """Center, scale, and form what does not depend on the other representation."""
         x = centered_unit(x)
-        return cls(x, x.norm(dim=1).square(), squared_product(x, x))
+        squared_norms = x.norm(dim=1).square()
+        if x.shape[1] > len(x):
+            x = torch.linalg.qr(x.T, mode="r").R.T
+        return cls(x, squared_norms, squared_product(x, x))
 
     def permuted(self, order: Tensor) -> Linear:
         """The same representation with its rows in another order."""
