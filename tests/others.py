@@ -22,7 +22,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
+def other_models(tmp_path_factory):
     """A folder of models as `save_pretrained` and timm write them."""
     import timm
     import transformers as hf

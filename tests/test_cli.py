@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from repsim_utils import __version__, cli, files, metrics, profiles, published
 from repsim_utils.experiments import EXPERIMENTS, language, task_only, vision
 from repsim_utils.store import key
-from tests.others import models, pictures, texts  # noqa: F401
 from tests.tiny import NETWORKS
 from tests.words import NETWORK, RECIPE, folders
 
@@ -526,10 +525,10 @@ class TestModels:
     """`repsim represent`, and `repsim compare` on models: offline, with models in folders."""
 
     @pytest.fixture
-    def two(self, models):  # noqa: F811
-        return models / "gpt2", models / "t5"
+    def two(self, other_models):
+        return other_models / "gpt2", other_models / "t5"
 
-    def test_features_with_ids_that_compare_matches(self, repsim, two, texts, tmp_path):  # noqa: F811
+    def test_features_with_ids_that_compare_matches(self, repsim, two, texts, tmp_path):
         out = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
         backwards = tmp_path / "backwards.jsonl"
         lines = texts.read_text().splitlines()
@@ -546,7 +545,7 @@ class TestModels:
         code, printed, err = repsim("represent", two[0], texts, "--out", tmp_path / "a.npy")
         assert (code, printed) == (2, "") and "let the name end in .safetensors" in err
 
-    def test_layers_and_a_page_that_needs_no_network(self, repsim, two, texts, tmp_path):  # noqa: F811
+    def test_layers_and_a_page_that_needs_no_network(self, repsim, two, texts, tmp_path):
         page = tmp_path / "report.html"
         code, printed, _ = repsim("compare", *two, "--probe", texts, "--layers", "--html", page, "--permutations", 39)
         assert (
@@ -558,8 +557,8 @@ class TestModels:
         assert "what 95% stay below, when samples are matched at random" in head and "svcca is left out" in head
         assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", head) and text.count("vegaEmbed('#") == 3
 
-    def test_several_are_a_matrix(self, repsim, models, texts):  # noqa: F811
-        sources = [models / name for name in ("gpt2", "t5", "roberta")]
+    def test_several_are_a_matrix(self, repsim, other_models, texts):
+        sources = [other_models / name for name in ("gpt2", "t5", "roberta")]
         code, printed, _ = repsim("compare", *sources, "--probe", texts, "--metric", "unbiased_cka", "--no-control")
         lines = printed.splitlines()
         assert (
@@ -579,8 +578,8 @@ class TestModels:
             (["timm:resnet118", "{vit}", "--probe", "{pictures}"], "timm has no model resnet118; is it resnet18"),
         ],
     )
-    def test_careless_users_get_one_line(self, repsim, models, texts, pictures, arguments, message):  # noqa: F811
-        places = {name: models / name for name in ("gpt2", "t5", "vit")} | {"texts": texts, "pictures": pictures}
+    def test_careless_users_get_one_line(self, repsim, other_models, texts, pictures, arguments, message):
+        places = {name: other_models / name for name in ("gpt2", "t5", "vit")} | {"texts": texts, "pictures": pictures}
         code, printed, err = repsim("compare", *(one.format(**places) for one in arguments))
         assert code in (1, 2) and printed == "" and message in err
         assert err.splitlines()[-1].startswith("repsim: ")

@@ -13,7 +13,7 @@ from repsim_utils import own
 from repsim_utils.datasets import folders, probes
 from repsim_utils.models import named
 from repsim_utils.models.vision import WeightsError
-from tests.others import TEXTS, models, pictures, texts  # noqa: F401
+from tests.others import TEXTS
 
 
 def alone(model, tokenizer, text, longest):
@@ -25,13 +25,13 @@ def alone(model, tokenizer, text, longest):
 
 @pytest.mark.parametrize(("name", "longest"), [("gpt2", 40), ("roberta", 9), ("t5", 512)])
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
-def test_padding_and_batches_change_nothing_of_a_text(models, texts, name, longest, batch_size, caplog):  # noqa: F811
+def test_padding_and_batches_change_nothing_of_a_text(other_models, texts, name, longest, batch_size, caplog):
     import transformers
 
-    found = own.represent(str(models / name), probes.read(texts), batch_size=batch_size)
-    model = transformers.AutoModel.from_pretrained(models / name)
+    found = own.represent(str(other_models / name), probes.read(texts), batch_size=batch_size)
+    model = transformers.AutoModel.from_pretrained(other_models / name)
     model = model.get_encoder() if name == "t5" else model
-    tokenizer = transformers.AutoTokenizer.from_pretrained(models / name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(other_models / name)
     expected = np.stack([alone(model, tokenizer, text, longest) for text in TEXTS])
     assert found.output.numpy() == pytest.approx(expected, abs=2e-5) and found.output.dtype == torch.float32
     cut = [text for text in caplog.messages if "longer texts are cut" in text]
@@ -39,34 +39,34 @@ def test_padding_and_batches_change_nothing_of_a_text(models, texts, name, longe
     assert not cut or "reads 9 tokens at most" in cut[0]
 
 
-def test_pictures_go_through_the_model_s_own_preprocessing(models, pictures):  # noqa: F811
+def test_pictures_go_through_the_model_s_own_preprocessing(other_models, pictures):
     import transformers
 
     paths = [pictures / name for name in probes.read(pictures).ids]
     opened = [folders.decoded(path, str(path)).convert("RGB") for path in paths]
-    model = transformers.ViTModel.from_pretrained(models / "vit").eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(models / "vit")
+    model = transformers.ViTModel.from_pretrained(other_models / "vit").eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(other_models / "vit")
     with torch.no_grad():
         expected = [model(**processor(one, return_tensors="pt")).last_hidden_state[0].mean(0) for one in opened]
-    found = own.represent(str(models / "vit"), probes.read(pictures), batch_size=5)
+    found = own.represent(str(other_models / "vit"), probes.read(pictures), batch_size=5)
     assert found.output.numpy() == pytest.approx(torch.stack(expected).numpy(), abs=1e-5)
 
 
-def test_a_timm_model_has_its_weights_and_transform(models, pictures):  # noqa: F811
+def test_a_timm_model_has_its_weights_and_transform(other_models, pictures):
     import timm
 
     network = timm.create_model("test_vit", num_classes=0).eval()
-    network.load_state_dict(load_file(models / "timm" / "model.safetensors"))
+    network.load_state_dict(load_file(other_models / "timm" / "model.safetensors"))
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     path = pictures / "0.png"
     with torch.no_grad():
         expected = network(transform(Image.open(path).convert("RGB"))[None])[0]
-    found = own.represent(str(models / "timm"), probes.read(pictures))
+    found = own.represent(str(other_models / "timm"), probes.read(pictures))
     assert found.output[found.ids.index("0.png")].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
-def test_a_torchvision_model_without_its_classifier(pictures, name):  # noqa: F811
+def test_a_torchvision_model_without_its_classifier(pictures, name):
     found = own.represent(f"torchvision:{name}", probes.read(pictures), untrained=True)
     assert found.output.shape == (12, 512 if name == "resnet18" else 1000)
     again = own.represent(f"torchvision:{name}", probes.read(pictures), untrained=True)
@@ -74,8 +74,8 @@ def test_a_torchvision_model_without_its_classifier(pictures, name):  # noqa: F8
     assert torch.equal(found.output, again.output) and not torch.allclose(found.output, other.output)
 
 
-def test_layers_by_name_and_all_of_them(models, pictures, texts):  # noqa: F811
-    source = str(models / "gpt2")
+def test_layers_by_name_and_all_of_them(other_models, pictures, texts):
+    source = str(other_models / "gpt2")
     found = own.represent(source, probes.read(texts), layers=["h.*", "h.0.mlp.c_fc"])
     assert list(found.layers) == ["h.0", "h.0.mlp.c_fc", "h.1", "output"]
     assert found.layers["h.0.mlp.c_fc"].shape == (12, 64)
@@ -86,18 +86,18 @@ def test_layers_by_name_and_all_of_them(models, pictures, texts):  # noqa: F811
         own.represent(source, probes.read(texts), layers=["blocks.*"])
 
 
-def test_clip_reads_both_with_one_half_each(models, pictures, texts):  # noqa: F811
-    found = [own.represent(str(models / "clip"), probes.read(probe)).output.shape for probe in (pictures, texts)]
+def test_clip_reads_both_with_one_half_each(other_models, pictures, texts):
+    found = [own.represent(str(other_models / "clip"), probes.read(probe)).output.shape for probe in (pictures, texts)]
     assert found == [(12, 16), (12, 16)]
 
 
-def test_what_reads_the_other_kind_is_refused(models, pictures, texts):  # noqa: F811
+def test_what_reads_the_other_kind_is_refused(other_models, pictures, texts):
     for name, probe, message in (
         ("vit", texts, "does not read text: give a folder of pictures as the probe"),
         ("gpt2", pictures, "does not read pictures: give a file of text as the probe"),
     ):
         with pytest.raises(ValueError, match=message):
-            own.represent(str(models / name), probes.read(probe))
+            own.represent(str(other_models / name), probes.read(probe))
     with pytest.raises(ValueError, match="timm:resnet18 reads pictures, and the probe is text"):
         named.find("timm:resnet18", "text")
 
@@ -130,7 +130,7 @@ def test_no_network_is_one_line_that_says_what_to_do(monkeypatch):
 
 
 class TestUnsafe:
-    def test_code_of_a_repository_is_not_executed(self, models, texts, tmp_path):  # noqa: F811
+    def test_code_of_a_repository_is_not_executed(self, other_models, texts, tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}})
         )
@@ -139,30 +139,30 @@ class TestUnsafe:
             own.represent(str(tmp_path), probes.read(texts))
         assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
 
-    def test_pickled_weights_are_refused(self, models, texts, tmp_path):  # noqa: F811
-        shutil.copytree(models / "gpt2", tmp_path, dirs_exist_ok=True)
+    def test_pickled_weights_are_refused(self, other_models, texts, tmp_path):
+        shutil.copytree(other_models / "gpt2", tmp_path, dirs_exist_ok=True)
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(WeightsError, match=r"put config\.json, model\.safetensors and the tokenizer"):
             own.represent(str(tmp_path), probes.read(texts))
 
-    def test_weights_that_are_missing_do_not_stay_random(self, models, texts, tmp_path):  # noqa: F811
-        shutil.copytree(models / "gpt2", tmp_path, dirs_exist_ok=True)
+    def test_weights_that_are_missing_do_not_stay_random(self, other_models, texts, tmp_path):
+        shutil.copytree(other_models / "gpt2", tmp_path, dirs_exist_ok=True)
         weights = load_file(tmp_path / "model.safetensors")
         lacking = next(name for name in weights if name.endswith("h.1.mlp.c_fc.weight"))
         save_file({name: x for name, x in weights.items() if name != lacking}, tmp_path / "model.safetensors")
         with pytest.raises(WeightsError, match=r"lacks 1 weights of a GPT2Model, such as h\.1\.mlp\.c_fc\.weight"):
             own.represent(str(tmp_path), probes.read(texts))
 
-    def test_a_pooler_that_a_checkpoint_lacks_is_no_layer(self, models, texts):  # noqa: F811
-        found = own.represent(str(models / "roberta"), probes.read(texts), layers=own.ALL)
+    def test_a_pooler_that_a_checkpoint_lacks_is_no_layer(self, other_models, texts):
+        found = own.represent(str(other_models / "roberta"), probes.read(texts), layers=own.ALL)
         assert len(found.layers) > 10 and not [name for name in found.layers if "pooler" in name]
 
 
 class TestFiles:
     @pytest.fixture
-    def represented(self, models, texts):  # noqa: F811
-        return own.represent(str(models / "gpt2"), probes.read(texts), layers=["h.*"])
+    def represented(self, other_models, texts):
+        return own.represent(str(other_models / "gpt2"), probes.read(texts), layers=["h.*"])
 
     def test_written_and_read_again(self, represented, tmp_path):
         path = tmp_path / "a #1.safetensors"
@@ -210,8 +210,8 @@ class TestFiles:
         assert "rows are matched by their place" in caplog.text
 
 
-def test_the_control_has_other_weights_and_the_same_samples(models, texts):  # noqa: F811
-    sources = [str(models / "gpt2")] * 2
+def test_the_control_has_other_weights_and_the_same_samples(other_models, texts):
+    sources = [str(other_models / "gpt2")] * 2
     found, control = own.gather(sources, probes.read(texts), untrained=True)
     every = [one.output for one in (*found, *control)]
     assert [one.source for one in found] == [sources[0], f"{sources[0]} (2)"]

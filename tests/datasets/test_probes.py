@@ -7,10 +7,10 @@ import pytest
 
 from repsim_utils.datasets import probes
 from repsim_utils.datasets.cache import DataError
-from tests.others import TEXTS, pictures, texts  # noqa: F401
+from tests.others import TEXTS
 
 
-def test_pictures_are_sorted_by_path_and_others_are_counted(pictures, tmp_path, caplog):  # noqa: F811
+def test_pictures_are_sorted_by_path_and_others_are_counted(pictures, tmp_path, caplog):
     found = probes.read(pictures)
     names = sorted([f"{i}.png" for i in range(12) if i != 5] + ["more/5.png"])
     assert (found.kind, found.ids) == ("pictures", tuple(names)) and not caplog.messages
@@ -31,7 +31,7 @@ def test_a_broken_picture_is_named(tmp_path):
         list(probes.read(tmp_path).batches(2))
 
 
-def test_lines_of_any_system_are_texts_without_blank_ones(texts, tmp_path, caplog):  # noqa: F811
+def test_lines_of_any_system_are_texts_without_blank_ones(texts, tmp_path, caplog):
     found = probes.read(texts)
     assert (found.kind, list(found.samples), found.ids[2]) == ("text", TEXTS, "line 3") and not caplog.messages
     path = tmp_path / "from windows.txt"
