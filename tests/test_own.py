@@ -130,14 +130,14 @@ def test_no_network_is_one_line_that_says_what_to_do(monkeypatch):
 
 
 class TestUnsafe:
-    def test_code_of_a_repository_is_not_executed(self, other_models, texts, tmp_path):
+    def test_code_of_a_repository_is_not_executed(self, texts, tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}})
         )
         (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=r"needs code of its repository, which is never executed here"):
             own.represent(str(tmp_path), probes.read(texts))
-        assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
+        assert not (tmp_path / "executed").exists()
 
     def test_pickled_weights_are_refused(self, other_models, texts, tmp_path):
         shutil.copytree(other_models / "gpt2", tmp_path, dirs_exist_ok=True)

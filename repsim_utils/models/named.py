@@ -88,8 +88,6 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: this is no model, as it has no config.json that can be read ({reason(error)})"
         ) from None
-    if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        log.warning("%s holds no weights: only --untrained can use it", folder)
     return told
 
 
@@ -98,8 +96,14 @@ def _had(source: str) -> Iterator[None]:
     """What goes wrong while weights are fetched and read, in one line that says what to do."""
     try:
         yield
-    except (ValueError, WeightsError):
+    except WeightsError:
         raise
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise ValueError(reason(error)) from None
+        raise ValueError(
+            f"{source} needs code of its repository, which is never executed here: save its features, and compare files"
+        ) from None
     except OSError as error:  # no network, no such repository, or a download that broke off
         local = Path(source).is_dir()
         what = (

@@ -60,6 +60,15 @@ class Simulation(BaseModel):
     draws: int = Field(ge=2)
 
 
+class OwnModels(BaseModel):
+    """Chapter `your_own_models`: on how many images it compares networks, and how often rows are shuffled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int = Field(ge=50)
+    permutations: int = Field(ge=19)
+
+
 CHAPTERS: dict[str, type[BaseModel]] = {
     "kernels": Simulation,
     "neighbourhoods": Simulation,
@@ -68,6 +77,7 @@ CHAPTERS: dict[str, type[BaseModel]] = {
     "color_shape_digit": Gallery,
     "splitting": FirstSplit,
     "text_corpora": Corpora,
+    "your_own_models": OwnModels,
     "finetuned_llm": EXPERIMENTS["dataset_overlap_finetuned"].settings,  # chapters that show experiments of other names
     "why_lora_hides_overlap": EXPERIMENTS["lora_grid"].settings,
     "diffusion": EXPERIMENTS["dataset_overlap_diffusion"].settings,
