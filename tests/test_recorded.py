@@ -185,6 +185,30 @@ def test_shared_photographs_show_by_every_metric_in_both_networks_and_not_on_dra
     assert seldom(lambda table: rising(table, by) > 1, cka)
 
 
+@pytest.mark.parametrize(
+    ("kind", "chapter", "probe", "said"),
+    [
+        (
+            vision.PHOTOGRAPHS,
+            "dataset_overlap_vision",
+            "fashion_mnist",
+            "from {:.2f} with no photograph in common to {:.2f}",
+        ),
+        (
+            vision.TASK_PHOTOGRAPHS,
+            "task_overlap_vision",
+            "classes_seen_by_one",
+            "{:.2f} without a common class and {:.2f}",
+        ),
+    ],
+)
+def test_the_ends_of_the_curve_are_those_of_the_chapter_s_first_sentences(kind, chapter, probe, said):
+    rows = fixed_probes(kind)
+    at = rows[rows.probe == probe].groupby("overlap").value.mean()
+    text = Path(__file__).parents[1] / "chapters" / "causes" / f"{chapter}.ipynb"
+    assert said.format(at.iloc[0], at.iloc[-1]) in text.read_text()
+
+
 def of_several_classes(table):
     """Without probes of a single class, which are others: at overlap 0.2 one is common, and none knows one."""
     return table[~(table.probe.str.startswith(("common", "classes_seen_by_none")) & (table.overlap == 0.2))]
