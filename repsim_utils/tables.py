@@ -136,8 +136,8 @@ def primary(experiment: str, what: str, when: str = "when overlap goes from 0 to
         found.pop("chosen", None)
     lines = [
         f"**Primary contrast.** How much does {what} change {when}? This question, and the smallest change that we "
-        f"would care about ({declared.primary.smallest:g}), were written down {written} Everything else on this page "
-        "is secondary.\n"
+        f"would care about ({declared.primary.smallest:g}), were written down {written} Everything else "
+        "of this experiment is secondary.\n"
     ]
     for seeds, line in found.items():
         p = f"p = {line.p:.3g}" if line.p >= 1e-4 else "p < 0.0001"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,30 @@ def test_shared_photographs_show_by_every_metric_in_both_networks_and_not_on_dra
     assert (found[~drawn] > 0).all() and (~drawn).sum() == 32 and (found[drawn].loc["cka"] == 0).all()
     cka = table[(table.metric == "cka") & (table.probe != "color_shape_digit")]
     assert seldom(lambda table: rising(table, by) > 1, cka)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chapter", "probe", "said"),
+    [
+        (
+            vision.PHOTOGRAPHS,
+            "dataset_overlap_vision",
+            "fashion_mnist",
+            "from {:.2f} with no photograph in common to {:.2f}",
+        ),
+        (
+            vision.TASK_PHOTOGRAPHS,
+            "task_overlap_vision",
+            "classes_seen_by_one",
+            "{:.2f} without a common class and {:.2f}",
+        ),
+    ],
+)
+def test_the_ends_of_the_curve_are_those_of_the_chapter_s_first_sentences(kind, chapter, probe, said):
+    rows = fixed_probes(kind)
+    at = rows[rows.probe == probe].groupby("overlap").value.mean()
+    text = Path(__file__).parents[1] / "chapters" / "causes" / f"{chapter}.ipynb"
+    assert said.format(at.iloc[0], at.iloc[-1]) in text.read_text()
 
 
 def of_several_classes(table):
@@ -701,6 +726,11 @@ def test_transfer_rises_on_photographs_and_controls_account_for_little():
     assert (signs[MAIN_ON_PHOTOGRAPHS.method] > 0).all()
     assert (signs[list(kinds)] > 0).sum().to_dict() == {"random_signs": 0, "shuffled": 2, "unrelated_source": 0}
     slopes = found.slope.unstack("attack")
+    falls = slopes[list(kinds)][signs[list(kinds)] < 0].stack().dropna()
+    assert len(falls) == 1 and falls.abs().max() < 0.02
+    share = slopes[list(kinds)].abs().max(axis=1) / slopes[MAIN_ON_PHOTOGRAPHS.method]
+    assert share[vision.PHOTOGRAPHS].between(0.045, 0.065).all()  # "a twentieth", and below "a quarter"
+    assert share[vision.TASK_PHOTOGRAPHS].between(0.22, 0.26).all()
     assert (slopes[list(kinds)].abs().max(axis=1) < 0.26 * slopes[MAIN_ON_PHOTOGRAPHS.method]).all()
     others = [transfer(adversarial_transfer.PHOTOGRAPHS, attack=name) for name in ("fgsm", "pgd", "di-fgsm")]
     assert (of_cases(pd.concat([main, *others]), ["attack"]).sign > 0).all()
@@ -723,6 +753,44 @@ def test_beside_overlap_gradients_add_to_the_prediction_on_photographs_and_cka_d
     else:
         assert (gain.low[["cka", "gradients"]] < 0).all() and (gain.high - gain.low)[["cka", "gradients"]].min() > 0.2
     assert analysis.correlation(pairs, "cka", "transfer")["low"] > 0
+
+
+def test_what_the_chapter_of_attacks_says_in_words():
+    """Numbers that stand in its text, not in its outputs."""
+    text = (Path(__file__).parents[1] / "chapters" / "consequences" / "adversarial_transfer.ipynb").read_text()
+    at = transfer(adversarial_transfer.PHOTOGRAPHS, cause=vision.PHOTOGRAPHS, architecture="small_resnet")
+    at = at.groupby("overlap").value.mean()
+    assert f"it works on {at[0]:.0%} of photographs" in text and f"share all of them on {at[1]:.0%}" in text
+    table = published.recorded(adversarial_transfer.PHOTOGRAPHS)
+    clean = table[(table.attack == "none") & (table.probe != "common_classes_all")]
+    n = clean.pivot_table(index="cause", columns="metric", values="n_probe", aggfunc="mean")
+    left_out = 1 - n.gradient_cosine / n.cka
+    assert left_out[vision.PHOTOGRAPHS] == pytest.approx(1 / 4, abs=0.03)
+    assert left_out[vision.TASK_PHOTOGRAPHS] == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_what_overlap_0_2_would_change_in_the_attacks():
+    """The pairs that the chapter leaves out, as declared: slopes, and in how many cases CKA goes with transfer."""
+    table = published.recorded(adversarial_transfer.PHOTOGRAPHS)
+    table = table[(table.cause == vision.TASK_PHOTOGRAPHS) & (table.probe == "common_classes")]
+    main = table[(table.attack == MAIN_ON_PHOTOGRAPHS.method) & (table.epsilon == MAIN_ON_PHOTOGRAPHS.epsilon)]
+    main = main[main.metric == "transfer"]
+    slopes = [analysis.trend(main[main.architecture == name]).slope for name in ("small_resnet", "small_vit")]
+    assert [round(slope, 2) for slope in slopes] == [0.21, 0.19]
+    known = table[(table.attack == "none") & (table.metric == "cka")]
+    both = main.merge(known, on=["architecture", "overlap", "seed"], suffixes=("", "_cka"))
+    found = [analysis.correlation(rows, "value_cka", "value")["low"] > 0 for _, rows in both.groupby("architecture")]
+    assert found == [False, True]
+
+
+@pytest.mark.parametrize("network", ["small_resnet", "small_vit"])
+def test_photographs_do_not_show_the_riddle(network):
+    table = published.recorded(adversarial_transfer.PHOTOGRAPHS)
+    table = table[(table.probe == "common_classes_all") & (table.architecture == network)]
+    attack, epsilon = MAIN_ON_PHOTOGRAPHS.method, MAIN_ON_PHOTOGRAPHS.epsilon
+    rates = table[(table.attack == attack) & (table.epsilon == epsilon) & (table.metric == "transfer")]
+    means = [part.groupby("overlap").value.mean() for part in (rates, table[table.metric == "cka"])]
+    assert means[0].corr(means[1]) > 0.3 and means[0][0.4:].corr(means[1][0.4:]) > 0.3
 
 
 @pytest.mark.parametrize("network", ["small_resnet", "small_vit"])

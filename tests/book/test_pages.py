@@ -66,6 +66,9 @@ def test_page(page, name):
     wrong += [*_charts(page, n_charts), *_formulas(page, name), *_pictures(page)]
     if path.stat().st_size >= 2_000_000:
         wrong.append("the page is heavier than 2 MB")
+    page.set_viewport_size({"width": 400, "height": 850})
+    if (width := page.evaluate("document.documentElement.scrollWidth")) > 400:
+        wrong.append(f"a phone of 400 px scrolls it sideways, as it is {width} px wide")
     assert wrong == []
 
 
