@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import vl_convert
 from PIL import Image
 
 from repsim_utils import charts
@@ -158,6 +159,21 @@ def test_layer_heatmap_has_a_cell_for_each_pair_of_layers_first_layer_at_the_bot
     cells = rows_of(valid(charts.layer_heatmap(table, x_title="X", y_title="Y", **words)))
     assert [(row["row"], row["column"]) for row in cells[:3]] == [("b", "c"), ("b", "d"), ("b", "e")]
     assert {(row["row"], row["column"]): row["value"] for row in cells}["a", "e"] == pytest.approx(2 / 6)
+    assert "cka, positions" not in str(charts.layer_heatmap(table, x_title="X", y_title="Y", **words).to_dict())
+
+
+def test_layer_heatmap_leaves_pairs_that_are_not_compared_empty():
+    values = np.array([[0.5, np.nan], [np.nan, 0.25]])
+    words = {
+        "title": "A title of some length",
+        "description": "What is to be seen here",
+        "x_title": "X",
+        "y_title": "Y",
+    }
+    spec = valid(charts.layer_heatmap(LayerTable(("a", "b"), ("c", "d"), values, "cka", "positions"), **words))
+    assert sum(row["value"] is None for row in rows_of(spec)) == 2 and "cka, positions" in str(spec)
+    written = vl_convert.vegalite_to_svg(spec)
+    assert "0.50" in written and "0.25" in written and "null" not in written and "NaN" not in written
 
 
 def test_against_chance_counts_every_shuffle_and_draws_every_line():

@@ -130,9 +130,13 @@ def heatmap(
         tooltip=["row:N", "column:N", *style.numbers("value")],
     )
     middle = float(table["value"].max()) / 2
-    written = base.mark_text(fontSize=11).encode(
-        text=alt.Text("value:Q", format=".2f"),
-        color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
+    written = (
+        base.transform_filter("isValid(datum.value)")
+        .mark_text(fontSize=11)
+        .encode(
+            text=alt.Text("value:Q", format=".2f"),
+            color=alt.condition(f"datum.value > {middle}", alt.value("white"), alt.value("black")),
+        )
     )
     chart = alt.layer(shades, written) if numbers else alt.layer(shades)
     return finished(chart, **heading, width=cell * len(columns), height=cell * len(rows))
@@ -152,4 +156,5 @@ def layer_heatmap(table: LayerTable, **texts: Any) -> alt.LayerChart:
         for a, values in reversed(list(zip(table.first, table.values, strict=True)))
         for b, value in zip(table.second, values, strict=True)
     ]
-    return heatmap(pd.DataFrame(rows), value_title=table.metric, numbers=len(rows) <= 150, **texts)
+    value_title = table.metric if table.pool == "mean" else f"{table.metric}, {table.pool}"
+    return heatmap(pd.DataFrame(rows), value_title=value_title, numbers=len(rows) <= 150, **texts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from repsim_utils.metrics.inputs import as_pair, largest_absolute
 
 BLOCK = 1024  # rows of a block of an n × n kernel: no more than one such block is in memory
+COLUMNS, ROWS = 2048, 256  # features of a Gram matrix that are multiplied together, and the width of its blocks
 CANCELS = 1e-6  # share of an HSIC that is too little to be had as a difference
 
 
@@ -111,21 +113,77 @@ def squared_product(x: Tensor, y: Tensor) -> float:
     return float((gram * (gram if x is y else y @ y.T)).sum())
 
 
-def cka_score(a: Linear, b: Linear) -> float:
+@dataclass(frozen=True)
+class Gram:
+    """What linear kernels need of a representation with many features: the kernel, made of batches.
+
+    Attributes
+    ----------
+    matrix : Tensor
+        (n, n), of centered columns, its trace 1, in the type of the features.
+    squared_norms : Tensor
+        float64 (n,): its diagonal.
+    own : float
+        Sum of its squares.
+    """
+
+    matrix: Tensor
+    squared_norms: Tensor
+    own: float
+
+    @classmethod
+    def of(cls, batches: Sequence[Tensor]) -> Gram:
+        """Add up products of some columns after others, of which half are formed: batches (b, d) → (n, n)."""
+        n = sum(map(len, batches))
+        gram = batches[0].new_zeros(n, n)
+        largest = float(torch.stack([largest_absolute(x) for x in batches]).max())
+        scale = 2.0 ** -min(max(math.frexp(largest)[1], -126), 126)  # a power of two rounds nothing
+        for start in range(0, batches[0].shape[1], COLUMNS):
+            x = torch.cat([batch[:, start : start + COLUMNS] for batch in batches])
+            x *= scale
+            x -= x.mean(0)
+            for i in range(0, n, ROWS):
+                gram[i:, i : i + ROWS].addmm_(x[i:], x[i : i + ROWS].T)
+        for i in range(0, n, ROWS):
+            gram[i : i + ROWS, i + ROWS :] = gram[i + ROWS :, i : i + ROWS].T
+        for axis in (0, 1):  # what rounding left of the means
+            gram -= gram.mean(axis, keepdim=True)
+        gram /= gram.trace()
+        return cls(gram, gram.diagonal().double(), _inner(gram, gram))
+
+    def permuted(self, order: Tensor) -> Gram:
+        """The same representation with its rows in another order."""
+        return replace(self, matrix=self.matrix[order][:, order], squared_norms=self.squared_norms[order])
+
+
+def _inner(k: Tensor, m: Tensor) -> float:
+    """Sum of the products of all entries, added up in float64."""
+    return float(torch.linalg.vecdot(k, m).sum(dtype=torch.float64))
+
+
+def _product(a: Linear | Gram, b: Linear | Gram) -> float:
+    """Of two states of one kind: the biased HSIC, times (n − 1)²."""
+    if isinstance(a, Gram) and isinstance(b, Gram):
+        return _inner(a.matrix, b.matrix)
+    assert isinstance(a, Linear) and isinstance(b, Linear)
+    return squared_product(a.x, b.x)
+
+
+def cka_score(a: Linear | Gram, b: Linear | Gram) -> float:
     """Biased linear CKA."""
-    return squared_product(a.x, b.x) / (a.own * b.own) ** 0.5
+    return _product(a, b) / (a.own * b.own) ** 0.5
 
 
-def unbiased_cka_score(a: Linear, b: Linear) -> float:
+def unbiased_cka_score(a: Linear | Gram, b: Linear | Gram) -> float:
     """Unbiased linear CKA."""
-    n = len(a.x)
+    n = len(a.squared_norms)
 
     def hsic(cross: float, p: Tensor, q: Tensor) -> float:
         return cross - n / (n - 2) * float(p @ q) + float(p.sum() * q.sum()) / ((n - 1) * (n - 2))
 
     own = [hsic(s.own, s.squared_norms, s.squared_norms) for s in (a, b)]
     _require_positive(own, [a.own, b.own])
-    return hsic(squared_product(a.x, b.x), a.squared_norms, b.squared_norms) / (own[0] * own[1]) ** 0.5
+    return hsic(_product(a, b), a.squared_norms, b.squared_norms) / (own[0] * own[1]) ** 0.5
 
 
 def _require_positive(own: list[float], scale: list[float]) -> None:

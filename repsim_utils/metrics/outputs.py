@@ -1,4 +1,4 @@
-"""A row for each sample from what a layer returns: which of its axes holds samples, and which features."""
+"""Rows from what a layer returns: which of its axes holds samples, which features, and what becomes of the others."""
 
 from __future__ import annotations
 
@@ -17,11 +17,23 @@ _BY_ELEMENT = (
     nn.Identity,
 )
 _WIDTHS = ("out_features", "out_channels", "num_features", "num_channels", "nf")  # nf: the Conv1D of transformers
+POOLS = ("mean", "flatten", "positions")
+PADDED = (
+    "pool='flatten' needs sequences of one length, and the attention_mask leaves tokens out: give batches without "
+    "padding, or use pool='mean' or 'positions'"
+)
 _TAG = "_repsim_features"  # on a tensor: the axis of its features, and how many axes it had then
 
 
 class Unreadable(ValueError):
     """An output that has no row for each sample, or of which it is not clear where that is."""
+
+
+class Rows(NamedTuple):
+    """Rows of features, float32 (rows, d) on the CPU, and how many of them each sample has."""
+
+    values: Tensor
+    each: list[int]
 
 
 class Known(NamedTuple):
@@ -117,48 +129,76 @@ def samples_axis(shape: torch.Size, longer: torch.Size | None, n: int) -> int:
     return grown[0]
 
 
-def rows(values: Tensor, samples: int, features: int | None, mask: Tensor | None) -> Tensor:
-    """A row for each sample: the mean over all other axes, and of tokens over those under the mask.
+def rows(values: Tensor, samples: int, features: int | None, mask: Tensor | None, pool: str = "mean") -> Rows:
+    """Rows of features: one for each sample, or one for each of its positions.
 
     Parameters
     ----------
     values : Tensor
         What a layer returned.
     samples, features : int
-        Axes. A sequence has its features last if the samples are where they would be; None where it is not clear.
+        Axes. A sequence has its features last if the samples are where they would be; None where it is not clear, which
+        does not matter to "flatten".
     mask : Tensor, optional
         Bool (n, t). It counts where an output has an axis of t tokens.
+    pool : str
+        From `POOLS`: the mean over all other axes, and of tokens over those under the mask; all of them as features, in
+        their order; or each position a row, sample by sample, tokens not under the mask left out.
 
     Returns
     -------
-    Tensor
-        float32 (n, d), on the CPU.
+    Rows
 
     Raises
     ------
     Unreadable
         If it is not clear which axis holds features or tokens, or a sample has no token.
+    ValueError
+        If tokens that are padded would be flattened.
     """
     if features == samples:
-        features = values.ndim - 1
-    if features is None or features == samples:
-        raise Unreadable(f"returns {tuple(values.shape)}, and it is not clear which axis holds its features")
+        features = values.ndim - 1 if values.ndim - 1 != samples else None
     others = [axis for axis in range(values.ndim) if axis not in (samples, features)]
     tokens = [] if mask is None else [axis for axis in others if values.shape[axis] == mask.shape[1]]
+    if pool == "flatten":
+        if tokens and mask is not None and not mask.all():
+            raise ValueError(PADDED)
+        return Rows(_stored(values.movedim(samples, 0).reshape(values.shape[samples], -1)), [1] * values.shape[samples])
+    if features is None:
+        raise Unreadable(f"returns {tuple(values.shape)}, and it is not clear which axis holds its features")
     if len(tokens) > 1:
         raise Unreadable(f"returns {tuple(values.shape)}, and it is not clear which axis holds tokens")
+    if tokens and mask is not None and not mask.any(1).all():
+        raise Unreadable("has a sample of which the attention_mask leaves no token")
+    if pool == "positions":
+        last = values.permute(samples, *others, features)
+        return _by_position(last, others.index(tokens[0]) + 1 if tokens else None, mask)
     values = values.float()
     if tokens and mask is not None:
         values = _masked(values, samples, tokens[0], mask)
     found = values.mean(others) if others else values
-    return (found if samples < features else found.T).cpu()
+    return Rows(_stored(found if samples < features else found.T), [1] * values.shape[samples])
+
+
+def _stored(values: Tensor) -> Tensor:
+    """A copy, which what a network does in place later does not change."""
+    return values.to("cpu", torch.float32, copy=True)
+
+
+def _by_position(values: Tensor, tokens: int | None, mask: Tensor | None) -> Rows:
+    """Every position of (n, ..., d) a row; of tokens on an axis those under the mask."""
+    n, positions = len(values), values.shape[1:-1]
+    if tokens is None or mask is None:
+        return Rows(_stored(values.reshape(-1, values.shape[-1])), [positions.numel()] * n)
+    shape = [1] * (values.ndim - 1)
+    shape[0], shape[tokens] = mask.shape
+    there = mask.to(values.device).reshape(shape).expand(values.shape[:-1])
+    return Rows(_stored(values[there]), there.flatten(1).sum(1).tolist())
 
 
 def _masked(values: Tensor, samples: int, tokens: int, mask: Tensor) -> Tensor:
     """The mean over the tokens that count; the axis stays, with length 1."""
     n = mask.sum(1, keepdim=True)
-    if not n.all():
-        raise Unreadable("has a sample of which the attention_mask leaves no token")
     shape = [1] * values.ndim
     shape[samples], shape[tokens] = mask.shape
     there, n = (part.to(values.device) if samples < tokens else part.T.to(values.device) for part in (mask, n))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repsim_utils.metrics import kernel, neighbors, shape, subspace
 from repsim_utils.metrics.inputs import as_pair
-from repsim_utils.metrics.kernel import Linear, Rbf
+from repsim_utils.metrics.kernel import Gram, Linear, Rbf
 from repsim_utils.metrics.neighbors import Neighbors
 from repsim_utils.metrics.shape import Geometry, Shape
 from repsim_utils.metrics.subspace import Subspace
@@ -34,6 +34,8 @@ class Metric:
         What `prepare` takes, with default values.
     largest : float or str
         The largest value, or the option that it equals.
+    gram : callable, optional
+        From batches (b, d) with many features to a state that takes no more than n × n numbers.
     """
 
     prepare: Callable[..., Any]
@@ -41,6 +43,7 @@ class Metric:
     least_rows: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
     largest: float | str = 1.0
+    gram: Callable[[Sequence[Tensor]], Any] | None = None
 
     def __call__(self, x: Any, y: Any, *, preprocess: str | None = None, **options: Any) -> float:
         """The score of two representations; by default the features are left as they are."""
@@ -77,8 +80,8 @@ class Prepared:
 
 _K, _TEN = {"k": 10}, {"n_components": 10}
 METRICS: dict[str, Metric] = {
-    "cka": Metric(Linear.of, kernel.cka_score),
-    "unbiased_cka": Metric(Linear.of, kernel.unbiased_cka_score, 4),
+    "cka": Metric(Linear.of, kernel.cka_score, gram=Gram.of),
+    "unbiased_cka": Metric(Linear.of, kernel.unbiased_cka_score, 4, gram=Gram.of),
     "rbf_cka": Metric(Rbf.of, kernel.rbf_cka_score, 2, {"sigma": 1.0}),
     "unbiased_rbf_cka": Metric(Rbf.of, kernel.unbiased_rbf_cka_score, 4, {"sigma": 1.0}),
     "cknna": Metric(Neighbors.of, neighbors.cknna_score, 2, _K),
