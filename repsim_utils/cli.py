@@ -308,6 +308,7 @@ LayerOption = Annotated[
     list[str] | None, typer.Option("--layer", help="This layer, too; may be repeated. 'blocks.*': all that match.")
 ]
 UntrainedOption = Annotated[bool, typer.Option("--untrained", help="Random weights: no download of any.")]
+PoolOption = Annotated[str, typer.Option("--pool", help="Positions and tokens: mean, or flatten (side by side).")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")]
 
 
@@ -330,6 +331,7 @@ def represent(
     layer: LayerOption = None,
     untrained: UntrainedOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of random weights.")] = 0,
+    pool: PoolOption = "mean",
     batch_size: BatchOption = 32,
 ) -> None:
     """What a model makes of your samples, prepared as it wants them: a row a sample, with the samples' ids beside."""
@@ -338,7 +340,7 @@ def represent(
 
     own.check_name(out)
     samples, wanted = probes.read(probe), _layers(layers, layer)
-    options: Any = {"untrained": untrained, "seed": seed, "batch_size": batch_size}
+    options: Any = {"untrained": untrained, "seed": seed, "pool": pool, "batch_size": batch_size}
     found = own.represent(model, samples, layers=wanted, **options)
     own.write(found, out)
     shapes = ", ".join(f"{name} {' x '.join(map(str, x.shape))}" for name, x in list(found.layers.items())[-3:])
@@ -364,6 +366,7 @@ def compare(
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="What untrained networks of these shapes give.")
     ] = True,
+    pool: PoolOption = "mean",
     metric: Annotated[list[str] | None, typer.Option("--metric", help="May be repeated; else the paper's.")] = None,
     k: Annotated[
         int | None, typer.Option("--k", help="Neighbors, for the metrics that look at neighbors; else 10.")
@@ -385,7 +388,7 @@ def compare(
     if len(sources) < 2:
         raise ValueError("two or more are compared: name another file or model")
     samples = None if probe is None else probes.read(probe)
-    gathering: Any = {"untrained": untrained, "control": control, "batch_size": batch_size}
+    gathering: Any = {"untrained": untrained, "control": control, "pool": pool, "batch_size": batch_size}
     options: dict[str, Any] = {"preprocess": None if raw else "platonic", "n_permutations": permutations, "seed": seed}
     options |= {"k": 10 if k is None else k}
     wanted = _layers(layers, layer)

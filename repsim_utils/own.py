@@ -24,6 +24,7 @@ from repsim_utils.models.device import device
 log = logging.getLogger(__name__)
 VERSION = 1  # raised when the same model and probe give another representation
 OUTPUT = "output"
+POOLS = ("mean", "flatten")
 ALL = ("*",)  # every layer that `repsim_utils.metrics.layerwise` takes by default
 
 
@@ -65,6 +66,7 @@ def represent(
     layers: Sequence[str] = (),
     untrained: bool = False,
     seed: int = 0,
+    pool: str = "mean",
     batch_size: int = 32,
 ) -> Represented:
     """A model's representation of a probe, prepared as this model wants it.
@@ -81,13 +83,14 @@ def represent(
         With random weights, as a control.
     seed : int
         Of these.
+    pool : {"mean", "flatten"}
+        What becomes of positions and tokens, see `repsim_utils.metrics.layer_features`.
     batch_size : int
         Samples at a time.
 
     Returns
     -------
     Represented
-        Maps and tokens averaged over positions, as `repsim_utils.metrics.layer_features` does.
 
     Raises
     ------
@@ -96,15 +99,17 @@ def represent(
     DataError, WeightsError
         If a sample cannot be read, or weights cannot be had.
     """
+    if pool not in POOLS:
+        raise ValueError(f"pool must be {' or '.join(POOLS)}, got {pool!r}: a sample has one row")
     found = named.find(source, probe.kind, untrained=untrained, seed=seed)
     network = found.network
     names = [None] if tuple(layers) == ALL else _matching(network, layers)
     batches = (_moved(found.prepare(batch)) for batch in probe.batches(batch_size))
     total = -(-len(probe.ids) // batch_size)
     shown = tqdm(batches, desc=source, total=total, unit="batch", disable=None)
-    (rows,) = metrics.layer_features((network,), shown, [[*names, ""]])
+    (rows,) = metrics.layer_features((network,), shown, [[*names, ""]], pool=pool)
     about = {"model": source, "weights": f"random, seed {seed}" if untrained else "trained", "probe": probe.name}
-    about |= {"kind": probe.kind, "pool": "mean"}
+    about |= {"kind": probe.kind, "pool": pool}
     rows[OUTPUT] = rows.pop("")
     return Represented(source, rows, probe.ids, probe.checksums, about)
 
@@ -209,6 +214,7 @@ def gather(
     layers: Sequence[str] = (),
     untrained: bool = False,
     control: bool = True,
+    pool: str = "mean",
     batch_size: int = 32,
 ) -> tuple[list[Represented], list[Represented]]:
     """Models and files, their rows matched; and, where all are models, networks of their shapes with random weights.
@@ -219,7 +225,7 @@ def gather(
         Models and files of features.
     probe : Probe, optional
         Needed for models.
-    layers, batch_size
+    layers, pool, batch_size
         As of `represent`.
     untrained : bool
         The models themselves with random weights, those of seeds 0, 1, 2 …
@@ -243,7 +249,7 @@ def gather(
         )
     if probe is not None and not models:
         raise ValueError("the probe is for models, and these are files of features: leave out --probe")
-    options: Any = {"layers": layers, "batch_size": batch_size}
+    options: Any = {"layers": layers, "pool": pool, "batch_size": batch_size}
     found: list[Represented] = []
     for i, source in enumerate(sources):
         if probe is not None and named.is_model(source):

@@ -37,6 +37,10 @@ $figures
 <script>$draw</script>
 </body></html>
 """)
+POOLED = {
+    "mean": " Maps and tokens are averaged over positions.",
+    "flatten": " Features of all positions are side by side.",
+}
 READING = {
     "low": "<b>low, high</b>: a 95% interval over the samples (jackknife), for these two models, not for others.",
     "chance": "<b>chance</b>, <b>threshold</b>: the mean, and what 95% stay below, when samples are matched at random.",
@@ -103,7 +107,7 @@ def _about(made: Comparison) -> str:
     first = made.several[0]
     probe = next((f" of {one.about['probe']}" for one in made.several if "probe" in one.about), "")
     prepared = "as they are" if made.protocol == "as they are" else "clamped, rows of length one (as in the paper)"
-    pooled = " Maps and tokens are averaged over positions." if any("pool" in one.about for one in made.several) else ""
+    pooled = "".join(POOLED.get(pool, "") for pool in sorted({one.about.get("pool", "") for one in made.several}))
     each = "; ".join(f"{one.source}: {one.output.shape[1]} features{_weights(one)}" for one in made.several)
     return f"{len(first)} samples{probe}, features {prepared}.{pooled} {each}."
 

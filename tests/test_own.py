@@ -86,6 +86,18 @@ def test_layers_by_name_and_all_of_them(other_models, pictures, texts):
         own.represent(source, probes.read(texts), layers=["blocks.*"])
 
 
+def test_flattened_maps_are_the_positions_side_by_side(other_models, pictures, texts):
+    source, probe = str(other_models / "vit"), probes.read(pictures)
+    flat = own.represent(source, probe, pool="flatten", batch_size=5).output
+    mean = own.represent(source, probe).output
+    assert flat.shape == (12, 17 * 16)  # a class token and 16 patches
+    assert torch.allclose(flat.reshape(12, 17, 16).mean(1), mean, atol=1e-6)
+    with pytest.raises(ValueError, match="pool must be mean or flatten, got 'positions': a sample has one row"):
+        own.represent(source, probe, pool="positions")
+    with pytest.raises(ValueError, match="pool='mean'"):
+        own.represent(str(other_models / "gpt2"), probes.read(texts), pool="flatten")
+
+
 def test_clip_reads_both_with_one_half_each(other_models, pictures, texts):
     found = [own.represent(str(other_models / "clip"), probes.read(probe)).output.shape for probe in (pictures, texts)]
     assert found == [(12, 16), (12, 16)]

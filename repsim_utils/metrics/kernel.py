@@ -26,8 +26,9 @@ def cka(x: Any, y: Any, *, kernel: str = "linear", unbiased: bool = False, sigma
     d. The unbiased value replaces each HSIC by the unbiased estimator of Song et al. (2012), whose mean is 0 for
     unrelated representations; it may be negative and is not clamped.
 
-    The linear kernel is never formed where d < n: with column-centered :math:`X, Y`,
-    :math:`\langle K, L\rangle = \|X^\top Y\|_F^2`. The RBF kernel is formed in blocks.
+    The linear kernel is never formed: with column-centered :math:`X, Y`,
+    :math:`\langle K, L\rangle = \|X^\top Y\|_F^2`, where d > n after a QR decomposition to n features. The RBF
+    kernel is formed in blocks.
 
     Parameters
     ----------
@@ -105,12 +106,8 @@ class Linear:
 
 
 def squared_product(x: Tensor, y: Tensor) -> float:
-    """‖XᵀY‖²: in feature space (d1 × d2) or in Gram space (n × n), whichever takes fewer operations."""
-    n, d1, d2 = len(x), x.shape[1], y.shape[1]
-    if d1 * d2 <= n * (d1 + d2):
-        return float((x.T @ y).square().sum())
-    gram = x @ x.T
-    return float((gram * (gram if x is y else y @ y.T)).sum())
+    """‖XᵀY‖²: the squares of all products of features."""
+    return float((x.T @ y).square().sum())
 
 
 @dataclass(frozen=True)
