@@ -167,9 +167,9 @@ def compare(
     if controls:
         rows = _beside(rows, controls, names, options)
     few = options | {"n_permutations": 19}  # of the control, values alone are of use
-    made = [(several, options), (controls, few)]
-    found = [_by_layer(pair, names[0], given) if layers and pair else None for pair, given in made]
-    return Comparison(several, rows, *found, protocol=protocol)
+    found = _by_layer(several, names[0], options) if layers else None
+    control = _by_layer(controls, names[0], few) if layers and controls else None
+    return Comparison(several, rows, found, control, protocol)
 
 
 def _beside(
@@ -201,10 +201,9 @@ def _pairs(
 def _by_layer(pair: Sequence[Represented], name: str, options: dict[str, Any]) -> LayerComparison:
     given = {key: value for key, value in options.items() if key in ("n_permutations", "seed", "preprocess")}
     given |= {key: options[key] for key in metrics.METRICS[name].options if key in options}
-    sides = [[x for _, x in _varied(one)] for one in pair]
-    scores = metrics.calibrate_layers(*sides, name, **given)
-    first, second = (tuple(layer for layer, _ in _varied(one)) for one in pair)
-    return LayerComparison(name, first, second, scores)
+    first, second = (dict(_varied(one)) for one in pair)
+    scores = metrics.calibrate_layers(list(first.values()), list(second.values()), name, **given)
+    return LayerComparison(name, tuple(first), tuple(second), scores)
 
 
 def _varied(one: Represented) -> list[tuple[str, Any]]:

@@ -73,13 +73,13 @@ def write(made: Comparison, path: Path) -> None:
     filled = PAGE.substitute(
         title=html.escape(finding(made)),
         about=html.escape(_about(made)),
-        table=table.to_html(index=False, float_format="%.3f", na_rep="–", border=0),
+        table=table.to_html(index=False, float_format="{:.3f}".format, na_rep="–", border=0),
         left_out=f"<h2>What could not be computed</h2><ul>{left_out}</ul>" if left_out else "",
         figures="".join(f'<div class="wide"><div id="{name}"></div></div>' for name in figures),
         reading="".join(f"<li>{text}</li>" for column, text in READING.items() if column in table),
         version=__version__,
         command=html.escape(shlex.join(["repsim", *sys.argv[1:]])),
-        library=vl_convert.javascript_bundle() if figures else "",
+        library=vl_convert.javascript_bundle() if figures else "",  # type: ignore[call-arg]
         draw=draw,
     )
     files.write(path, filled.encode())

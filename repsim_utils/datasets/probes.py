@@ -68,29 +68,30 @@ def read(path: str | Path) -> Probe:
     """
     place = Path(path)
     if place.is_dir():
-        samples, ids = _pictures(place)
-        kind, contents = PICTURES, (_bytes(sample) for sample in samples)
-    elif place.is_file():
-        texts = _json_lines(place) if place.suffix.lower() in (".jsonl", ".ndjson") else _lines(place)
-        ids, samples = tuple(texts), tuple(texts.values())
-        kind, contents = TEXT, (text.encode() for text in samples)
-    else:
+        return _of_pictures(place, str(path))
+    if not place.is_file():
         raise DataError(f"{place}: there is no such folder of pictures or file of text")
-    if len(samples) < 2:
-        raise DataError(f"{place}: a probe needs at least two samples, and here is {len(samples)}")
-    checksums = tuple(hashlib.sha256(content).hexdigest()[:16] for content in contents)
-    return Probe(str(path), kind, ids, checksums, samples)
+    texts = _json_lines(place) if place.suffix.lower() in (".jsonl", ".ndjson") else _lines(place)
+    _check_size(place, len(texts))
+    checksums = tuple(_checksum(text.encode()) for text in texts.values())
+    return Probe(str(path), TEXT, tuple(texts), checksums, tuple(texts.values()))
 
 
 @folders.readable()
-def _pictures(folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def _of_pictures(folder: Path, name: str) -> Probe:
     paths = folders.pictures(folder)
-    return tuple(paths), tuple(path.relative_to(folder).as_posix() for path in paths)
+    _check_size(folder, len(paths))
+    ids = tuple(path.relative_to(folder).as_posix() for path in paths)
+    return Probe(name, PICTURES, ids, tuple(_checksum(path.read_bytes()) for path in paths), tuple(paths))
 
 
-@folders.readable()
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes()
+def _check_size(place: Path, n: int) -> None:
+    if n < 2:
+        raise DataError(f"{place}: a probe needs at least two samples, and here is {n}")
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _opened(path: Path) -> Image.Image:

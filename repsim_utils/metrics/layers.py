@@ -198,7 +198,7 @@ def _several(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _collected(
-    models: Sequence[nn.Module], batches: Iterable[Any], layers: Sequence[Sequence[str] | None], pool: str
+    models: Sequence[nn.Module], batches: Iterable[Any], layers: Sequence[Sequence[str | None] | None], pool: str
 ) -> list[dict[str, _Layer]]:
     if pool not in outputs.POOLS:
         raise ValueError(f"pool must be one of {', '.join(outputs.POOLS)}, got {pool!r}")
