@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -74,7 +77,7 @@ def find(source: str, kind: str, *, untrained: bool = False, seed: int = 0) -> N
     if family in ("timm", "torchvision") and kind != PICTURES:
         raise ValueError(f"{source} reads pictures, and the probe is {kind}: give a folder of pictures as the probe")
     make = {"timm": _timm, "torchvision": _torchvision}.get(family)
-    with _had(source), seeded(seed):
+    with _had(source), _hub(), seeded(seed):
         found = make(name, untrained) if make else _transformers(name, kind, untrained)
     found.network.to(device()).float().eval()
     return found
@@ -105,15 +108,31 @@ def _had(source: str) -> Iterator[None]:
             f"{source} needs code of its repository, which is never executed here: save its features, and compare files"
         ) from None
     except OSError as error:  # no network, no such repository, or a download that broke off
-        local = Path(source).is_dir()
-        what = (
-            "put config.json, model.safetensors and the tokenizer or preprocessor there"
-            if local
-            else ("try again with a network, give a folder that holds it, or take it with --untrained weights")
-        )
-        raise WeightsError(f"{source} cannot be had ({reason(error)}): {what}") from None
+        what = "try again with a network, or give a folder that holds it"
+        if Path(source).is_dir():
+            what = "put config.json, model.safetensors and the tokenizer or preprocessor there"
+        elif not source.startswith("hf:"):
+            what += ", or take it with --untrained weights"
+        raise WeightsError(f"{source} cannot be had ({reason(error).partition('. ')[0].rstrip('.')}): {what}") from None
     except ImportError as error:
         raise WeightsError(f"{source} needs a package that is not installed ({reason(error)})") from None
+
+
+@contextmanager
+def _hub() -> Iterator[None]:
+    """Where the hub's name is not known, only what is cached is looked for, without half a minute of further tries."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _unknown(source: str, name: str, names: list[str]) -> ValueError:
