@@ -34,13 +34,14 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder of finished runs; else $REPSIM_STORE, else the user's cache.")
 ]
 ExperimentArgument = Annotated[str, typer.Argument(help="Its name; `repsim experiments` lists them.")]
+KEPT = "what is finished is kept, and the same command goes on"
 INTERRUPTED = 130  # exit code of a command that was stopped with Ctrl-C
 
 
 @app.callback()
 def _logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for name in ("papermill", "blib2to3", "httpx", "timm"):
+    for name in ("papermill", "blib2to3", "httpx", "timm", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -382,11 +383,15 @@ def compare(
 
     Of more than two, every pair by the first metric, as a matrix in which alike ones are neighbors.
     """
-    from repsim_utils import comparison, metrics, own
+    from repsim_utils import comparison, metrics, own, page
     from repsim_utils.datasets import probes
 
     if len(sources) < 2:
         raise ValueError("two or more are compared: name another file or model")
+    if len(sources) > 2 and (layers or layer):
+        raise ValueError("layers are compared of two: name two, or leave out --layers and --layer")
+    if html is not None:
+        page.check_name(html)
     samples = None if probe is None else probes.read(probe)
     gathering: Any = {"untrained": untrained, "control": control, "pool": pool, "batch_size": batch_size}
     options: dict[str, Any] = {"preprocess": None if raw else "platonic", "n_permutations": permutations, "seed": seed}
@@ -394,7 +399,7 @@ def compare(
     wanted = _layers(layers, layer)
     many = len(sources) > 2
     told = ", ".join(f"{name} is {source}" for name, source in zip("xy", sources, strict=False))
-    found, controls = own.gather(sources, samples, layers=() if many else wanted, **gathering)
+    found, controls = own.gather(sources, samples, layers=wanted, **gathering)
     try:
         names = metric or metrics.PAPER
         neighbors = any("k" in metrics.METRICS[name].options for name in names if name in metrics.METRICS)
@@ -406,12 +411,9 @@ def compare(
     except ValueError as error:
         raise ValueError(f"{_in_options(str(error))} ({told})") from None
     made = made.reworded(_in_options)
-    if html is not None:
-        from repsim_utils import page
-
-        page.write(made, html)
     typer.echo(made.as_json() if as_json else made.in_words())
     if html is not None:
+        page.write(made, html)
         typer.echo(f"the page is {html}", err=as_json)
 
 
@@ -499,7 +501,8 @@ def main() -> None:
         app(args=_join_parameters(sys.argv[1:]))
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _complain("stopped; what is finished is kept, and the same command goes on", INTERRUPTED)
+            kept = "nothing was written" if sys.argv[1:2] in (["represent"], ["compare"]) else KEPT
+            _complain(f"stopped; {kept}", INTERRUPTED)
         raise
     except ValueError as error:
         sys.exit(_complain(error, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -190,12 +191,14 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     rows = []
     for i, j in combinations(range(len(several)), 2):
-        found = metrics.report(several[i].output, several[j].output, [name], strict=True, **options)
+        found = metrics.report(several[i].output, several[j].output, [name], **options)
         if controls:
             found = _beside(found, [controls[i], controls[j]], [name], options)
         rows.append({"first": several[i].source, "second": several[j].source} | found[0])
-    rates = false_discovery_control([row["p_value"] for row in rows]) if "p_value" in rows[0] else []
-    return [row | {"q_value": float(rate)} for row, rate in zip(rows, rates, strict=True)] if len(rates) else rows
+    p = [row.get("p_value", math.nan) for row in rows]
+    if not all(map(math.isfinite, p)):
+        return rows
+    return [row | {"q_value": float(rate)} for row, rate in zip(rows, false_discovery_control(p), strict=True)]
 
 
 def _by_layer(pair: Sequence[Represented], name: str, options: dict[str, Any]) -> LayerComparison:

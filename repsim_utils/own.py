@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repsim_utils import features, files, metrics
-from repsim_utils.datasets.probes import Probe
+from repsim_utils.datasets.probes import TEXT, Probe
 from repsim_utils.models import named
 from repsim_utils.models.device import device
+from repsim_utils.models.named import Named
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raised when the same model and probe give another representation
 OUTPUT = "output"
 POOLS = ("mean", "flatten")
+ALONE = 0.01  # of the largest value: more than rounding makes
 ALL = ("*",)  # every layer that `repsim_utils.metrics.layerwise` takes by default
 
 
@@ -108,15 +110,46 @@ def represent(
     total = -(-len(probe.ids) // batch_size)
     shown = tqdm(batches, desc=source, total=total, unit="batch", disable=None)
     (rows,) = metrics.layer_features((network,), shown, [[*names, ""]], pool=pool)
+    _check_alone(source, found, probe, rows, set(names), pool)
     about = {"model": source, "weights": f"random, seed {seed}" if untrained else "trained", "probe": probe.name}
     about |= {"kind": probe.kind, "pool": pool}
     rows[OUTPUT] = rows.pop("")
     return Represented(source, rows, probe.ids, probe.checksums, about)
 
 
+def _check_alone(
+    source: str, found: Named, probe: Probe, rows: dict[str, Any], named: set[str | None], pool: str
+) -> None:
+    """Refuse what gives a sample another row alone than in its batch: padding that counts, or random numbers.
+
+    Of the first samples it is the shortest, which is padded most. Layers that nobody has named are left out instead.
+    """
+    i = min(range(min(len(probe.ids), 8)), key=lambda i: len(probe.samples[i]) if probe.kind == TEXT else 0)
+    (batch,) = probe.one(i)
+    (alone,) = metrics.layer_features((found.network,), [_moved(found.prepare(batch))], [list(rows)], pool=pool)
+    for name in list(rows):
+        apart = float((alone[name][0] - rows[name][i]).abs().max() / rows[name].abs().max())
+        if apart <= ALONE:
+            continue
+        told = f"gives {probe.ids[i]!r} another row alone than in a batch, by {apart:.0%} of the largest value"
+        if not name or name in named:
+            raise ValueError(
+                f"{source}: {name or 'the model'} {told}: padding or random numbers count in it. With --batch-size 1 "
+                "nothing is padded"
+            )
+        log.warning("%s: layer %s is left out, as it %s", source, name, told)
+        del rows[name]
+    if bool((rows[""] == rows[""][:1]).all()):
+        raise ValueError(f"{source} gives every sample the same: look at its tokenizer or preprocessing")
+
+
 def _matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Layers by their names, in the order of the network; ``*`` stands for what lies between dots."""
-    there = [name for name, _ in network.named_modules() if name]
+    return chosen([name for name, _ in network.named_modules() if name], patterns)
+
+
+def chosen(there: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Names that match a pattern, in their order; of a pattern that matches none, a ValueError."""
     found: set[str] = set()
     for pattern in patterns:
         shape = re.compile(re.escape(pattern).replace(r"\*", "[^.]*"))
@@ -164,15 +197,15 @@ def check_name(path: Path) -> None:
         raise ValueError(f"{path}: this is a folder")
 
 
-def read(source: str, *, layers: bool = False) -> Represented:
+def read(source: str, *, layers: Sequence[str] = ()) -> Represented:
     """Features from a file; of one that `write` made, with its ids and, if wanted, all of its layers.
 
     Parameters
     ----------
     source : str
         As `repsim_utils.features.load` has it.
-    layers : bool
-        Of a .safetensors or .npz file with several arrays, all of them.
+    layers : sequence of str
+        Of a .safetensors or .npz file with several arrays, those beside the output, as of `represent`.
 
     Returns
     -------
@@ -189,7 +222,10 @@ def read(source: str, *, layers: bool = False) -> Represented:
     if name is None and "layers" in about and not layers:
         name = OUTPUT
     names = json.loads(about["layers"]) if "layers" in about else features.names(path)
-    wanted = names if layers and name is None and names else [name]
+    wanted = [name]
+    if layers and name is None and names:
+        some = names if tuple(layers) == ALL else chosen([one for one in names if one != OUTPUT], layers)
+        wanted = [*(one for one in some if one != OUTPUT), *([OUTPUT] if OUTPUT in names else [])]
     found = {one or OUTPUT: features.load(f"{path}:{one}" if one else path) for one in wanted}
     plain = {key: value for key, value in about.items() if key not in ("repsim", "layers", "ids", "checksums")}
     return Represented(source, found, ids, checksums, plain)
@@ -255,7 +291,7 @@ def gather(
         if probe is not None and named.is_model(source):
             found.append(represent(source, probe, untrained=untrained, seed=i, **options))
         else:
-            found.append(read(source, layers=bool(layers)))
+            found.append(read(source, layers=layers))
     for i, source in enumerate(sources):
         for other in sources[:i]:
             features.check_order(other, source)
@@ -263,28 +299,33 @@ def gather(
     if control and probe is not None and len(models) == len(sources):
         after = len(sources) if untrained else 0
         controls = [represent(one, probe, untrained=True, seed=after + i, **options) for i, one in enumerate(sources)]
-    times = [sources[:i].count(source) for i, source in enumerate(sources)]
-    found = [replace(one, source=f"{one.source} ({n + 1})") if n else one for one, n in zip(found, times, strict=True)]
+    labels: list[str] = []
+    for source in sources:
+        tries = (source, *(f"{source} ({n})" for n in range(2, len(sources) + 2)))
+        labels.append(
+            next(label for label in tries if label not in labels and (label == source or label not in sources))
+        )
+    found = [replace(one, source=label) for one, label in zip(found, labels, strict=True)]
     return matched(found), controls
 
 
 def matched(several: Sequence[Represented]) -> list[Represented]:
-    """The same samples in the same order, that of the first; by their ids where files or models have them.
+    """The same samples in the same order, that of the first that names them; by their ids where there are some.
 
     Raises
     ------
     ValueError
         If two do not have the same samples, or one sample holds something else in another; the message names it.
     """
-    first = several[0]
-    found = [first]
-    for other in several[1:]:
-        if first.ids is None or other.ids is None:
-            if (first.ids is None) != (other.ids is None):
-                has, lacks = (first, other) if other.ids is None else (other, first)
-                log.warning(
-                    "%s names its samples and %s does not: rows are matched by their place", has.source, lacks.source
-                )
+    first = next((one for one in several if one.ids is not None), several[0])
+    found = []
+    for other in several:
+        if other is first or first.ids is None:
+            found.append(other)
+            continue
+        if other.ids is None:
+            told = "%s does not name its samples: its rows count as those of %s, in that order"
+            log.warning(told, other.source, first.source)
             found.append(other)
             continue
         _check_samples(first, other)

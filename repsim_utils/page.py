@@ -19,7 +19,7 @@ PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body {font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+body {font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
  color: #111; background: #fff}
 h1 {font-size: 1.5rem; line-height: 1.3; overflow-wrap: anywhere} h2 {font-size: 1.15rem; margin-top: 2rem}
 .wide {overflow-x: auto} table {border-collapse: collapse} th, td {padding: .25rem .75rem; text-align: right}
@@ -85,11 +85,19 @@ def write(made: Comparison, path: Path) -> None:
     files.write(path, filled.encode())
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name under which no page can be written, before anything is computed."""
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder; name a file for the page")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{path}: let the name of the page end in .html")
+
+
 def finding(made: Comparison) -> str:
     """What the comparison shows, in a sentence."""
     row = next(row for row in made.rows if row["value"] == row["value"])
     if made.many:
-        above = sum(row["q_value"] <= 0.05 for row in made.rows)
+        above = sum(row.get("q_value", 1) <= 0.05 for row in made.rows)
         return (
             f"{above} of {len(made.rows)} pairs are more alike than chance ({row['metric']}, false-discovery rate 5%)"
         )

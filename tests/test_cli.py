@@ -575,6 +575,11 @@ class TestModels:
             (["{gpt2}", "{t5}", "--probe", "{gpt2}/nothing"], "there is no such folder of pictures or file of text"),
             (["{gpt2}", "{vit}", "--probe", "{texts}"], "does not read text: give a folder of pictures as the probe"),
             (["{gpt2}", "{t5}", "--probe", "{texts}", "--layers", "--layer", "h.0"], "leave one out"),
+            (["{gpt2}", "{t5}", "{gpt2}", "--probe", "{texts}", "--layers"], "layers are compared of two: name two"),
+            (
+                ["{gpt2}", "{t5}", "--probe", "{texts}", "--html", "{gpt2}"],
+                "this is a folder; name a file for the page",
+            ),
             (["timm:resnet118", "{vit}", "--probe", "{pictures}"], "timm has no model resnet118; is it resnet18"),
         ],
     )

@@ -141,6 +141,50 @@ def test_no_network_is_one_line_that_says_what_to_do(monkeypatch):
         assert ("--untrained" in str(caught.value)) == source.startswith("timm") and "\n" not in str(caught.value)
 
 
+def test_the_number_of_tokens_is_the_least_that_anything_says(texts, tmp_path, caplog, other_models):
+    import transformers
+
+    config = transformers.OPTConfig(
+        vocab_size=120, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=6, word_embed_proj_dim=16, bos_token_id=1, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
+    for path in (other_models / "gpt2").glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    own.represent(str(tmp_path), probes.read(texts))  # its table of positions has two rows more, which are of no use
+    assert "reads 6 tokens at most" in caplog.text
+
+
+def test_random_numbers_in_a_forward_pass_are_refused(pictures, tmp_path, other_models):
+    import transformers
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTMAEConfig(**size, image_size=16, patch_size=4, mask_ratio=0.75)
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path)
+    shutil.copy(other_models / "vit" / "preprocessor_config.json", tmp_path)
+    with pytest.raises(ValueError, match="another row alone than in a batch, by .*: padding or random numbers count"):
+        own.represent(str(tmp_path), probes.read(pictures))
+
+
+class TestTokenizers:
+    def test_without_its_files_a_model_is_refused(self, other_models, texts, tmp_path):
+        shutil.copytree(other_models / "roberta", tmp_path, dirs_exist_ok=True)
+        for path in tmp_path.glob("tokenizer*"):
+            path.unlink()
+        with pytest.raises(ValueError, match="its tokenizer has . tokens and the model 120: put the tokenizer's files"):
+            own.represent(str(tmp_path), probes.read(texts))
+
+    def test_a_token_for_padding_that_the_model_has_not_learned(self, other_models, texts, tmp_path):
+        import transformers
+
+        shutil.copytree(other_models / "gpt2", tmp_path, dirs_exist_ok=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        tokenizer.save_pretrained(tmp_path)
+        found, right = (own.represent(str(path), probes.read(texts)) for path in (tmp_path, other_models / "gpt2"))
+        assert torch.allclose(found.output, right.output, atol=1e-6)
+
+
 class TestUnsafe:
     def test_code_of_a_repository_is_not_executed(self, texts, tmp_path):
         (tmp_path / "config.json").write_text(
@@ -166,6 +210,35 @@ class TestUnsafe:
         with pytest.raises(WeightsError, match=r"lacks 1 weights of a GPT2Model, such as h\.1\.mlp\.c_fc\.weight"):
             own.represent(str(tmp_path), probes.read(texts))
 
+    def test_a_timm_model_with_a_head_and_without_a_block(self, pictures, tmp_path):
+        import timm
+
+        timm.models.save_for_hf(timm.create_model("test_vit"), str(tmp_path), safe_serialization=True)
+        whole = own.represent(str(tmp_path), probes.read(pictures))
+        assert whole.output.shape == (12, 64)
+        weights = load_file(tmp_path / "model.safetensors")
+        kept = {name: x for name, x in weights.items() if not name.startswith("blocks.1.")}
+        save_file(kept, tmp_path / "model.safetensors")
+        with pytest.raises(WeightsError, match="cannot be loaded"):
+            own.represent(str(tmp_path), probes.read(pictures))
+
+    def test_torchvision_sets_what_belongs_to_its_weights(self, pictures, monkeypatch):
+        from torchvision import models as vision
+
+        torch.manual_seed(0)
+        state = vision.get_model("googlenet", init_weights=False).state_dict()
+        asked = []
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **o: asked.append(o) or dict(state))
+        found = own.represent("torchvision:googlenet", probes.read(pictures), batch_size=4)
+        assert asked[0]["weights_only"] and asked[0]["check_hash"]
+        right = vision.get_model("googlenet", weights="DEFAULT").eval()
+        right.fc = torch.nn.Identity()
+        transform = vision.GoogLeNet_Weights.DEFAULT.transforms()
+        picture = folders.decoded(pictures / "0.png", "0.png").convert("RGB")
+        with torch.no_grad():
+            expected = right(transform(picture)[None])[0]
+        assert right.transform_input and torch.allclose(found.output[found.ids.index("0.png")], expected, atol=1e-4)
+
     def test_a_pooler_that_a_checkpoint_lacks_is_no_layer(self, other_models, texts):
         found = own.represent(str(other_models / "roberta"), probes.read(texts), layers=own.ALL)
         assert len(found.layers) > 10 and not [name for name in found.layers if "pooler" in name]
@@ -179,7 +252,7 @@ class TestFiles:
     def test_written_and_read_again(self, represented, tmp_path):
         path = tmp_path / "a #1.safetensors"
         own.write(represented, path)
-        whole, one = own.read(str(path), layers=True), own.read(str(path))
+        whole, one = own.read(str(path), layers=own.ALL), own.read(str(path))
         assert list(whole.layers) == ["h.0", "h.1", "output"] and list(one.layers) == ["output"]
         for name, x in whole.layers.items():
             assert torch.equal(x, represented.layers[name])
@@ -215,11 +288,37 @@ class TestFiles:
             with pytest.raises(ValueError, match=message):
                 own.matched(pair)
 
+    def test_a_file_without_ids_in_front_does_not_keep_others_from_being_matched(self, represented):
+        order = list(range(11, -1, -1))
+        plain = own.Represented("plain", {"output": represented.output})
+        other = own.Represented(
+            "other",
+            {"output": represented.output[order]},
+            tuple(represented.ids[i] for i in order),
+            tuple(represented.checksums[i] for i in order),
+        )
+        found = own.matched([plain, represented, other])
+        assert all(torch.equal(one.output, represented.output) for one in found)
+
+    def test_layers_of_a_file_by_name(self, represented, tmp_path):
+        own.write(represented, tmp_path / "a.safetensors")
+        assert list(own.read(str(tmp_path / "a.safetensors"), layers=["h.1"]).layers) == ["h.1", "output"]
+        with pytest.raises(ValueError, match=r"no layer nosuch; there is h\.0, h\.1"):
+            own.read(str(tmp_path / "a.safetensors"), layers=["nosuch"])
+
+    def test_labels_do_not_collide(self, represented, tmp_path):
+        names = ["a.safetensors", "a.safetensors (2).safetensors"]
+        for name in names:
+            own.write(represented, tmp_path / name)
+        sources = [str(tmp_path / name) for name in (*names, names[0], names[0])]
+        found, _ = own.gather(sources)
+        assert len({one.source for one in found}) == 4
+
     def test_without_ids_rows_are_matched_by_their_place(self, represented, tmp_path, caplog):
         np.save(tmp_path / "b.npy", represented.output.numpy())
         _, other = own.matched([represented, own.read(str(tmp_path / "b.npy"))])
         assert np.array_equal(other.output, represented.output.numpy())
-        assert "rows are matched by their place" in caplog.text
+        assert "b.npy does not name its samples: its rows count as those of" in caplog.text
 
 
 def test_the_control_has_other_weights_and_the_same_samples(other_models, texts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,10 @@ class Probe(NamedTuple):
     ids: tuple[str, ...]
     checksums: tuple[str, ...]
     samples: tuple[Any, ...]
+
+    def one(self, i: int) -> list[list[Any]]:
+        """A batch of sample `i` alone."""
+        return list(self._replace(ids=self.ids[i : i + 1], samples=self.samples[i : i + 1]).batches(1))
 
     def batches(self, size: int) -> Iterator[list[Any]]:
         """Lists of `size` pictures or texts, the last one shorter."""
@@ -134,7 +139,7 @@ def _json_lines(path: Path) -> dict[str, str]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}: line {i} is not JSON ({error.msg})") from None
         text = found.get("text") if isinstance(found, dict) else found
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
             raise DataError(f'{path}: line {i} has no text: it must be a string, or an object with "text"')
         name = str(found["id"]) if isinstance(found, dict) and "id" in found else f"line {i}"
         if name in texts:

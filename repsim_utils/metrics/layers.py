@@ -333,7 +333,7 @@ class _Pass:
     def _leave_out(self, name: str, reason: str) -> None:
         if name in self.named:
             hint = ": leave it out, or name another that is used once" if "used" in reason else ""
-            raise ValueError(f"layer {name} {reason}{hint}")
+            raise ValueError(f"{f'layer {name}' if name else 'the network itself'} {reason}{hint}")
         self.left_out.setdefault(name, reason)
         self.layers.pop(name)
 

@@ -166,7 +166,8 @@ def rows(values: Tensor, samples: int, features: int | None, mask: Tensor | None
         return Rows(_stored(values.movedim(samples, 0).reshape(values.shape[samples], -1)), [1] * values.shape[samples])
     if features is None:
         raise Unreadable(f"returns {tuple(values.shape)}, and it is not clear which axis holds its features")
-    if len(tokens) > 1:
+    padded = mask is not None and not mask.all()
+    if len(tokens) > 1 or (padded and others and not tokens):
         raise Unreadable(f"returns {tuple(values.shape)}, and it is not clear which axis holds tokens")
     if tokens and mask is not None and not mask.any(1).all():
         raise Unreadable("has a sample of which the attention_mask leaves no token")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -103,10 +104,12 @@ def _had(source: str) -> Iterator[None]:
         raise
     except ValueError as error:
         if "trust_remote_code" not in str(error):
-            raise ValueError(reason(error)) from None
+            raise ValueError(f"{source}: {reason(error).removeprefix(f'{source}: ')}") from None
         raise ValueError(
             f"{source} needs code of its repository, which is never executed here: save its features, and compare files"
         ) from None
+    except (RuntimeError, TypeError) as error:
+        raise WeightsError(f"{source} cannot be loaded ({reason(error)})") from None
     except OSError as error:  # no network, no such repository, or a download that broke off
         what = "try again with a network, or give a folder that holds it"
         if Path(source).is_dir():
@@ -143,12 +146,15 @@ def _unknown(source: str, name: str, names: list[str]) -> ValueError:
 def _timm(name: str, untrained: bool) -> Named:
     import timm
 
-    if not name.startswith("local-dir:") and not timm.is_model(name):
+    if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    network: Any = timm.create_model(name, pretrained=not untrained, num_classes=0)
+    network: Any = timm.create_model(name, pretrained=not untrained)  # with its head, or timm would not miss a weight
+    network.reset_classifier(0)
     told = timm.data.resolve_model_data_config(network)
+    if (channels := told["input_size"][0]) not in (1, 3):
+        raise ValueError(f"it reads pictures of {channels} channels, and files have 1 or 3")
     transform: Any = timm.data.create_transform(**told, is_training=False)
-    mode = "L" if told["input_size"][0] == 1 else "RGB"
+    mode = "L" if channels == 1 else "RGB"
     return Named(network, lambda pictures: torch.stack([transform(picture.convert(mode)) for picture in pictures]))
 
 
@@ -158,10 +164,13 @@ def _torchvision(name: str, untrained: bool) -> Named:
     if name not in (names := models.list_models(module=models)):
         raise _unknown("torchvision", name, names)
     weights: Any = models.get_model_weights(name).DEFAULT
-    options = {"init_weights": True} if name in ("inception_v3", "googlenet") else {}
-    network = models.get_model(name, weights=None, **options)
-    if not untrained:
-        network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    if untrained:
+        options: dict[str, Any] = {"init_weights": True} if name in ("inception_v3", "googlenet") else {}
+        options |= {"image_size": min(weights.meta["min_size"])} if name.startswith("vit_") else {}
+        network = models.get_model(name, **options)
+    else:
+        with patch.object(models.WeightsEnum, "get_state_dict", _plain_weights):
+            network = models.get_model(name, weights=weights)  # which sets what belongs to the weights
     last = [path for path, part in network.named_modules() if isinstance(part, nn.Linear) and part.out_features == 1000]
     for path in last:  # classifiers, of which some have one more to train with
         parent, _, attribute = path.rpartition(".")
@@ -170,11 +179,18 @@ def _torchvision(name: str, untrained: bool) -> Named:
     return Named(network, lambda pictures: torch.stack([transform(picture.convert("RGB")) for picture in pictures]))
 
 
+def _plain_weights(weights: Any, *_: Any, **options: Any) -> Any:
+    """The download of torchvision's weights, of which nothing is unpickled but tensors."""
+    return torch.hub.load_state_dict_from_url(weights.url, **options | {"weights_only": True, "progress": False})
+
+
 def _transformers(name: str, kind: str, untrained: bool) -> Named:
     import transformers
 
     safe: Any = {"trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(name, **safe)
+    if config.model_type == "timm_wrapper":
+        return _timm(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}", untrained)
     if untrained:
         network: Any = transformers.AutoModel.from_config(config, **safe)
     else:
@@ -187,13 +203,14 @@ def _transformers(name: str, kind: str, untrained: bool) -> Named:
         network, config = half, half.config
     elif getattr(config, "is_encoder_decoder", False):
         network = network.get_encoder()
-    reads = "pixel_values" if network.main_input_name == "pixel_values" else "input_ids"
+    wanted = {"pixel_values": "a folder of pictures", "input_ids": "a file of text"}
+    if (reads := network.main_input_name) not in wanted:
+        raise ValueError(f"it reads {reads}, and only pictures and text can be given")
     if (reads == "pixel_values") != (kind == PICTURES):
-        wanted = "a folder of pictures" if reads == "pixel_values" else "a file of text"
-        raise ValueError(f"{name} does not read {kind}: give {wanted} as the probe")
+        raise ValueError(f"it does not read {kind}: give {wanted[reads]} as the probe")
     if kind == PICTURES:
         return Named(network, _Pictures(transformers.AutoImageProcessor.from_pretrained(name, **safe)))
-    return Named(network, _Texts(transformers.AutoTokenizer.from_pretrained(name, **safe), _longest(network), name))
+    return Named(network, _Texts(transformers.AutoTokenizer.from_pretrained(name, **safe), network, name))
 
 
 def _check_whole(network: Any, name: str, missing: Iterable[str]) -> None:
@@ -208,16 +225,16 @@ def _check_whole(network: Any, name: str, missing: Iterable[str]) -> None:
         )
 
 
-def _longest(network: nn.Module) -> int | None:
-    """How many tokens a network reads at most, by its table of positions; None if it has none."""
+POSITIONS = ("position_embeddings", "wpe", "embed_positions")  # what tables of positions are called
+
+
+def _longest(network: Any, tokenizer: Any) -> int:
+    """How many tokens a network reads at most, by all that says so."""
+    said = [tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None)]
     for name, part in network.named_modules():
-        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in (
-            "position_embeddings",
-            "wpe",
-            "embed_positions",
-        ):
-            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    return getattr(getattr(network, "config", None), "max_position_embeddings", None)
+        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            said.append(part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1))
+    return min(limit for limit in said if limit is not None and limit > 0)
 
 
 class _Pictures:
@@ -234,23 +251,33 @@ class _Pictures:
 class _Texts:
     """Texts as tokens, padded on the right, with the mask that says so; a warning says when texts are cut."""
 
-    def __init__(self, tokenizer: Any, longest: int | None, name: str) -> None:
+    def __init__(self, tokenizer: Any, network: Any, name: str) -> None:
         self.tokenizer, self.name, self.told = tokenizer, name, False
+        self.known = network.get_input_embeddings().num_embeddings
+        if 2 * len(tokenizer) < self.known:
+            raise ValueError(
+                f"its tokenizer has {len(tokenizer)} tokens and the model {self.known}: put the tokenizer's files there"
+            )
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         if tokenizer.pad_token is None:  # any will do, as the mask leaves it out
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-        self.longest = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
+        self.longest = _longest(network, tokenizer)
 
     def __call__(self, texts: list[str]) -> dict[str, Any]:
         lists = self.tokenizer(texts, verbose=False)["input_ids"]
+        if not all(lists):
+            raise ValueError(f"{self.name} has no token for the text {texts[lists.index([])]!r}: leave it out")
         if not self.told and (most := max(map(len, lists))) > self.longest:
             self.told = True
-            log.warning(
-                "%s reads %d tokens at most: longer texts are cut there, such as one of %d",
-                self.name,
-                self.longest,
-                most,
-            )
+            told = "%s reads %d tokens at most: longer texts are cut there, such as one of %d"
+            log.warning(told, self.name, self.longest, most)
         cut: Any = {"truncation": True, "max_length": self.longest} if self.told else {}
         done = self.tokenizer(texts, padding=True, return_tensors="pt", **cut)
-        return {name: done[name] for name in ("input_ids", "attention_mask")}
+        ids, mask = done["input_ids"], done["attention_mask"]
+        if self.tokenizer.pad_token_id >= self.known:  # added, and not learned
+            ids = ids.masked_fill(mask == 0, 0)
+        if int(ids.max()) >= self.known:
+            raise ValueError(
+                f"{self.name} has {self.known} tokens, and its tokenizer gives the number {int(ids.max())}"
+            )
+        return {"input_ids": ids, "attention_mask": mask}

@@ -57,6 +57,7 @@ def test_json_lines_have_ids_of_their_own(tmp_path):
         ("a.png", b"", "a probe is a folder of pictures"),
         ("a.jsonl", b'"one"\n{"text": ', "line 2 is not JSON"),
         ("a.jsonl", b'"one"\n{"words": "two"}', "line 2 has no text: it must be a string, or an object with"),
+        ("a.jsonl", b'"one"\n"\\ud800 two"', "line 2 has no text"),
         ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": 1}', "line 2 has the id '1', which another line has"),
     ],
 )
