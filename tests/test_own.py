@@ -162,7 +162,7 @@ def test_random_numbers_in_a_forward_pass_are_refused(pictures, tmp_path, other_
     config = transformers.ViTMAEConfig(**size, image_size=16, patch_size=4, mask_ratio=0.75)
     transformers.ViTMAEModel(config).save_pretrained(tmp_path)
     shutil.copy(other_models / "vit" / "preprocessor_config.json", tmp_path)
-    with pytest.raises(ValueError, match="another row alone than in a batch, by .*: padding or random numbers count"):
+    with pytest.raises(ValueError, match=r"another row alone than in a batch, by .*: padding or random numbers count"):
         own.represent(str(tmp_path), probes.read(pictures))
 
 
@@ -171,7 +171,9 @@ class TestTokenizers:
         shutil.copytree(other_models / "roberta", tmp_path, dirs_exist_ok=True)
         for path in tmp_path.glob("tokenizer*"):
             path.unlink()
-        with pytest.raises(ValueError, match="its tokenizer has . tokens and the model 120: put the tokenizer's files"):
+        with pytest.raises(
+            ValueError, match=r"its tokenizer has . tokens and the model 120: put the tokenizer's files"
+        ):
             own.represent(str(tmp_path), probes.read(texts))
 
     def test_a_token_for_padding_that_the_model_has_not_learned(self, other_models, texts, tmp_path):
@@ -228,7 +230,9 @@ class TestUnsafe:
         torch.manual_seed(0)
         state = vision.get_model("googlenet", init_weights=False).state_dict()
         asked = []
-        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **o: asked.append(o) or dict(state))
+        for place in ("torch.hub", "torchvision.models._api"):
+            name = f"{place}.load_state_dict_from_url"
+            monkeypatch.setattr(name, lambda url, **options: asked.append(options) or dict(state))
         found = own.represent("torchvision:googlenet", probes.read(pictures), batch_size=4)
         assert asked[0]["weights_only"] and asked[0]["check_hash"]
         right = vision.get_model("googlenet", weights="DEFAULT").eval()

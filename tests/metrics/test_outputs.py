@@ -146,7 +146,7 @@ def test_features_are_followed_where_shapes_do_not_tell():
     for layer in ("mlp", "mlp.1"):
         torch.testing.assert_close(rows_of(model, x, layer), mlp.mean((1, 2)))
     with pytest.raises(
-        ValueError, match=r"layer  returns \(4, 6, 6, 6\), and it is not clear which axis holds its feat"
+        ValueError, match=r"the network itself returns \(4, 6, 6, 6\), and it is not clear which axis holds its feat"
     ):
         rows_of(model, x, "")
 
