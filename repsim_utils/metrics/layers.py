@@ -129,8 +129,7 @@ class _Prepared:
         checks: Any = {"least_rows": self.metric.least_rows, "preprocess": self.preprocess}
         if self.pool != "flatten" or self.metric.gram is None:
             return self.metric.prepare(as_representation(name, layer.values(), **checks), **self.options)
-        apart, largest = layer.spread()
-        fit = len(layer.each) >= self.metric.least_rows and apart > 0 and largest < np.inf and not self.preprocess
+        fit = len(layer.each) >= self.metric.least_rows and layer.finite() and layer.varies() and not self.preprocess
         return self.metric.gram(layer.parts if fit else [as_representation(name, layer.values(), **checks)])
 
 
@@ -275,10 +274,14 @@ class _Layer:
         self.parts.append(rows.values)
         self.each += rows.each
 
-    def spread(self) -> tuple[float, float]:
-        """How far at most a feature is from that of the first row, and the largest absolute value; NaN if any is."""
-        apart = torch.stack([(x - self.parts[0][0]).abs().max() for x in self.parts]).max()
-        return float(apart), float(torch.stack([largest_absolute(x) for x in self.parts]).max())
+    def finite(self) -> bool:
+        """Whether every feature is."""
+        return all(bool(largest_absolute(x) < np.inf) for x in self.parts)
+
+    def varies(self, tolerance: float = 0.0) -> bool:
+        """Whether a row is not as the first, by more than a share of the largest feature; mostly one batch tells."""
+        limit = tolerance * max(float(largest_absolute(x)) for x in self.parts) if tolerance else 0.0
+        return any(bool((x - self.parts[0][0]).abs().max() > limit) for x in self.parts)
 
     def values(self) -> Tensor:
         """All rows."""
@@ -318,9 +321,8 @@ class _Pass:
 
     def found(self) -> dict[str, _Layer]:
         """Every layer with all of its rows."""
-        for name in [name for name in self.layers if name not in self.named]:
-            apart, largest = self.layers[name].spread()
-            if sum(map(len, self.layers[name].parts)) > 1 and apart <= 1e-6 * largest < np.inf:
+        for name, layer in list(self.layers.items()):
+            if name not in self.named and sum(map(len, layer.parts)) > 1 and layer.finite() and not layer.varies(1e-6):
                 self._leave_out(name, "gives every sample the same")
         short = {name: why.partition(":")[0] for name, why in self.left_out.items()}
         for reason in dict.fromkeys(short.values()):

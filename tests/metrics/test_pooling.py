@@ -32,8 +32,8 @@ class Net(nn.Module):
 
 
 LAYERS = ("first", "second", "third", "head")
-IMAGES = torch.randn(50, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-BATCHES = IMAGES.split(16)  # the last one is short
+IMAGES = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+BATCHES = IMAGES.split(8)  # the last one is short
 
 
 def maps(net, images=IMAGES):
@@ -105,7 +105,7 @@ def test_batches_are_gone_through_once_and_need_no_fixed_order():
 
         def __iter__(self):
             self.rounds += 1
-            return iter(IMAGES[torch.randperm(50)].split(16))
+            return iter(IMAGES[torch.randperm(len(IMAGES))].split(8))
 
     for pool in ("mean", "flatten", "positions"):
         batches = Shuffled()
