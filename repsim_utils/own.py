@@ -23,7 +23,7 @@ from repsim_utils.models.device import device
 from repsim_utils.models.named import Named
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raised when the same model and probe give another representation
+FORMAT = 1  # of the files that `write` makes
 OUTPUT = "output"
 POOLS = ("mean", "flatten")
 ALONE = 0.01  # of the largest value: more than rounding makes
@@ -180,7 +180,7 @@ def write(represented: Represented, path: Path) -> None:
     """
     check_name(path)
     told = represented.about | {
-        "repsim": json.dumps(VERSION),
+        "repsim": json.dumps(FORMAT),
         "layers": json.dumps(list(represented.layers)),
         "ids": json.dumps(represented.ids),
         "checksums": json.dumps(represented.checksums),

@@ -142,12 +142,14 @@ def heatmap(
     return finished(chart, **heading, width=cell * len(columns), height=cell * len(rows))
 
 
-def layer_heatmap(table: LayerTable, **texts: Any) -> alt.LayerChart:
+def layer_heatmap(table: LayerTable, *, numbers: bool = True, **texts: Any) -> alt.LayerChart:
     """A `repsim_utils.metrics.LayerTable` as a heat map; layers of the first model from bottom to top.
 
     Parameters
     ----------
     table : LayerTable
+    numbers : bool
+        Write them into the cells, if these are no more than 150.
     **texts : str
         Title, x_title, y_title, description and subtitle, as of `heatmap`.
     """
@@ -157,4 +159,4 @@ def layer_heatmap(table: LayerTable, **texts: Any) -> alt.LayerChart:
         for b, value in zip(table.second, values, strict=True)
     ]
     value_title = table.metric if table.pool == "mean" else f"{table.metric}, {table.pool}"
-    return heatmap(pd.DataFrame(rows), value_title=value_title, numbers=len(rows) <= 150, **texts)
+    return heatmap(pd.DataFrame(rows), value_title=value_title, numbers=numbers and len(rows) <= 150, **texts)
