@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -114,6 +115,26 @@ def test_what_reads_the_other_kind_is_refused(other_models, pictures, texts):
         named.find("timm:resnet18", "text")
 
 
+def test_what_reads_sound_is_refused(texts, pictures, tmp_path):
+    import transformers
+
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 30}
+    tokens = {"decoder_start_token_id": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.WhisperConfig(**size | tokens, decoder_attention_heads=2, num_mel_bins=8)
+    transformers.WhisperModel(config).save_pretrained(tmp_path)
+    for probe in (texts, pictures):
+        with pytest.raises(ValueError, match="it reads input_features, and only pictures and text can be given"):
+            own.represent(str(tmp_path), probes.read(probe))
+
+
+def test_pictures_of_four_channels_are_refused(pictures, tmp_path):
+    network = timm.create_model("test_vit", in_chans=4)
+    settings = {"input_size": (4, 160, 160), "mean": (0.5,) * 4, "std": (0.5,) * 4}
+    timm.models.save_for_hf(network, str(tmp_path), model_args={"in_chans": 4}, model_config=settings)
+    with pytest.raises(ValueError, match="it reads pictures of 4 channels, and files have 1 or 3"):
+        own.represent(str(tmp_path), probes.read(pictures))
+
+
 def test_unknown_models_name_those_that_are_near(tmp_path):
     for source, message in (
         ("timm:resnet118", "timm has no model resnet118; is it resnet18 or"),
@@ -175,6 +196,12 @@ class TestTokenizers:
             ValueError, match=r"its tokenizer has . tokens and the model 120: put the tokenizer's files"
         ):
             own.represent(str(tmp_path), probes.read(texts))
+
+    def test_a_text_without_tokens_is_named(self, other_models):
+        probe = probes.Probe("lines", probes.TEXT, *[("a circle", " ")] * 3)
+        for size in (1, 2):
+            with pytest.raises(ValueError, match="has no token for the text ' ': leave it out"):
+                own.represent(str(other_models / "roberta"), probe, batch_size=size)
 
     def test_a_token_for_padding_that_the_model_has_not_learned(self, other_models, texts, tmp_path):
         import transformers

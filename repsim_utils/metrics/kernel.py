@@ -186,7 +186,10 @@ def unbiased_cka_score(a: Linear | Gram, b: Linear | Gram) -> float:
 def _require_positive(own: list[float], scale: list[float]) -> None:
     for name, value, biased in zip("xy", own, scale, strict=True):
         if value < 1e-10 * biased:
-            raise ValueError(f"unbiased CKA is undefined here: {name} has no positive HSIC with itself")
+            raise ValueError(
+                f"unbiased CKA cannot be computed here: without the diagonal of its kernel {name} has no positive HSIC "
+                "with itself, or one that rounding hides, as where one row is far larger than all others"
+            )
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,17 @@ def test_unbiased_is_undefined_where_samples_differ_in_one_row_only():
     for n in range(5, 40):
         x = np.full((n, 1), 0.7)
         x[0] = 1
-        with pytest.raises(ValueError, match="x has no positive HSIC"):
+        with pytest.raises(ValueError, match="kernel x has no positive HSIC with itself, or one that rounding"):
             cka(x, np.random.default_rng(0).normal(size=(n, 3)), unbiased=True)
+
+
+def test_a_row_that_hides_all_others_is_refused():
+    """Of the rest float64 keeps six digits in a row a hundred thousand times as large, none in one of 1e8."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 3))
+    with pytest.raises(ValueError, match="x has no positive HSIC with itself, or one that rounding hides"):
+        x[0] *= 1e8
+        cka(x, y, unbiased=True)
 
 
 @pytest.mark.parametrize(
