@@ -7,7 +7,7 @@ overlap (in constrained mode): only the second model's half moves, so a sweep ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -136,6 +136,40 @@ def split_by_class(labels: ArrayLike, overlap: float, *, seed: int, mode: str = 
         {int(label): new for new, label in enumerate(mine)},
         {int(label): new for new, label in enumerate(yours)},
     )
+
+
+def split_by_class_and_example(labels: ArrayLike, classes: float, examples: float, *, seed: int) -> ClassSplit:
+    """Share a given part of the classes, and a given part of the samples of classes in common: both overlaps apart.
+
+    The classes are divided as by `split_by_class`. Of each of its classes a model gets half of the samples, and of a
+    common class the two halves have `examples` in common, as by `split_by_example`. The size of a training set depends
+    on neither overlap, and the first model's set is the same whatever they are.
+
+    Parameters
+    ----------
+    labels : (n,) array of int
+        Class of each sample.
+    classes : float
+        Wanted share of common classes, in [0, 1].
+    examples : float
+        Wanted share of common samples in a common class, in [0, 1].
+    seed : int
+
+    Returns
+    -------
+    ClassSplit
+        ``overlap`` counts samples of all classes.
+
+    Raises
+    ------
+    ValueError
+        As `split_by_class` and `split_by_example`.
+    """
+    by_class = split_by_class(labels, classes, seed=seed)
+    by_example = split_by_example(labels, examples, seed=seed)
+    first = np.intersect1d(by_class.first, by_example.first, assume_unique=True)
+    second = np.intersect1d(by_class.second, by_example.second, assume_unique=True)
+    return replace(by_class, **vars(_index_split(first, second)))
 
 
 def split_by_chunk(n_tokens: int, overlap: float, *, seed: int, n_chunks: int = 80, min_length: int = 1) -> Split:

@@ -31,8 +31,8 @@ CHAPTERS = {  # in which an experiment is shown
     "lora_grid": "beyond/why_lora_hides_overlap",
 }
 LEGEND = """\
-A slope is the change from overlap 0 to 1 (in task_only, from level to level), with a 95% interval over seeds; p
-is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds were run after the contrast and the smallest effect of
+A slope is the change from overlap 0 to 1 (in task_only, from level to level), with a 95% interval over seeds; "minus
+that of" is how much steeper it is than another. p is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds were run after the contrast and the smallest effect of
 interest had been written down, "chosen" ones before; "pooled" are both. "Larger" goes by the 95% interval, "smaller" by
 two one-sided tests at 5%. repsim claims --csv has every number."""
 SEEDS = {"fresh": ("fresh",), "chosen": ("chosen",), "pooled": ("fresh", "chosen")}
@@ -44,9 +44,22 @@ SEEDS_IN_WORDS = {
 
 
 def primary_rows(experiment: str) -> pd.DataFrame:
-    """Recorded rows of an experiment's primary contrast (`repsim_utils.experiments.common.Primary`)."""
-    table = published.recorded(experiment)
-    for column, value in profiles.load("laptop", experiment).primary.where.items():
+    """Recorded rows of an experiment's primary contrast (`repsim_utils.experiments.common.Primary`).
+
+    Of an interaction, `value` is the difference of two rows of the same seed.
+    """
+    primary = profiles.load("laptop", experiment).primary
+    rows = _where(published.recorded(experiment), primary.where)
+    if not primary.against:
+        return rows
+    same = ["seed", primary.slope_on]
+    other = _where(published.recorded(experiment), primary.where | primary.against)
+    both = rows.merge(other[[*same, "value"]], on=same, suffixes=("", "_against"), validate="one_to_one")
+    return both.assign(value=both["value"] - both.pop("value_against"))
+
+
+def _where(table: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    for column, value in wanted.items():
         table = table[table[column].isna() if value is None else table[column] == value]
     return table
 
@@ -56,7 +69,8 @@ def primary_trends(experiment: str) -> dict[str, Trend]:
     table = primary_rows(experiment)
     there = set(table["seeds"])
     some = SEEDS if len(there) == 2 else {name: SEEDS[name] for name in there}
-    return {name: trend(table[table["seeds"].isin(kinds)]) for name, kinds in some.items()}
+    on = profiles.load("laptop", experiment).primary.slope_on
+    return {name: trend(table[table["seeds"].isin(kinds)], x=on) for name, kinds in some.items()}
 
 
 def claims() -> pd.DataFrame:
@@ -72,7 +86,7 @@ def claims() -> pd.DataFrame:
     rows = []
     for experiment, chapter in CHAPTERS.items():
         primary = profiles.load("laptop", experiment).primary
-        contrast = ", ".join(f"{name} {value}" for name, value in primary.where.items() if value is not None)
+        contrast = _in_words(primary.where) + (f", minus that of {_in_words(primary.against)}" * bool(primary.against))
         about = {"chapter": chapter, "experiment": experiment, "contrast": contrast, "smallest": primary.smallest}
         for seeds, found in primary_trends(experiment).items():
             names = ("slope", "low", "high", "p", "excluded", "n_units", "n")
@@ -81,13 +95,18 @@ def claims() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _in_words(where: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+
+
 def claims_in_words() -> str:
     """`claims`, an experiment a paragraph, and how to read it."""
     paragraphs = []
     for (experiment, chapter, contrast, smallest), rows in claims().groupby(
         ["experiment", "chapter", "contrast", "smallest"], sort=False
     ):
-        lines = [f"{experiment} (chapters/{chapter}): slope on overlap of {contrast}; smallest effect {smallest:g}"]
+        on = profiles.load("laptop", str(experiment)).primary.slope_on
+        lines = [f"{experiment} (chapters/{chapter}): slope on {on} of {contrast}; smallest effect {smallest:g}"]
         for row in rows.itertuples():
             lines.append(f"  {row.seeds:7}{row.n_units:3} seeds  {interval(row, 4)}  p {row.p:.3g}  {row.verdict}")
         if set(rows["seeds"]) == {"chosen"}:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repsim_utils.overlap import MODES, split_by_chunk, split_by_class, split_by_corpus, split_by_example
+from repsim_utils.overlap import (
+    MODES,
+    split_by_chunk,
+    split_by_class,
+    split_by_class_and_example,
+    split_by_corpus,
+    split_by_example,
+)
 
 OVERLAPS = st.one_of(st.floats(0, 1), st.sampled_from([0, 0.1, 0.2, 0.3, 0.5, 0.58, 0.7, 1]))
 SEEDS = st.integers(0, 2**32)
@@ -199,3 +206,26 @@ def test_a_stream_that_is_too_short_is_an_error():
 def test_corpora_must_be_even_and_different(names):
     with pytest.raises(ValueError, match="names must be an even number of different corpora"):
         split_by_corpus(names, 0.5, seed=0)
+
+
+@pytest.mark.parametrize("classes", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("examples", [0.0, 0.5, 1.0])
+def test_classes_and_their_examples_are_shared_apart_from_each_other(classes, examples):
+    """Sets by their definition: 5 of 10 classes a model, 12 of 24 samples a class, whatever is in common."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 24))
+    split = split_by_class_and_example(labels, classes, examples, seed=3)
+    first, second = ({label: set() for label in range(10)} for _ in "ab")
+    for mine, index in ((first, split.first), (second, split.second)):
+        for i in index:
+            mine[labels[i]].add(i)
+    common = [label for label in range(10) if first[label] and second[label]]
+    assert len(common) == round(5 * classes) and all(
+        split.label_map_first[c] == split.label_map_second[c] for c in common
+    )
+    for mine, known in ((first, split.classes_first), (second, split.classes_second)):
+        assert [len(mine[label]) for label in known] == [12] * 5 and sum(map(len, mine.values())) == 60
+    assert all(len(first[label] & second[label]) == 12 * examples for label in common)
+    assert split.overlap == pytest.approx(round(5 * classes) / 5 * examples)
+    alone = split_by_class_and_example(labels, 0, 0, seed=3)
+    assert (split.first == alone.first).all() and split.label_map_first == alone.label_map_first
+    assert (split.classes_second == split_by_class(labels, classes, seed=3).classes_second).all()

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from repsim_utils import files, profiles, published, tables
 from repsim_utils.analysis import trend
@@ -22,7 +23,7 @@ def test_every_recorded_experiment_declares_a_primary_contrast_and_has_a_chapter
         declared = profiles.load("laptop", name)
         rows = tables.primary_rows(name)
         assert declared.primary.smallest > 0 and rows.seed.nunique() >= 4, name
-        assert not rows.duplicated(["seed", "overlap", *({"pair", "source"} & set(rows))]).any(), name
+        assert not rows.duplicated(["seed", declared.primary.slope_on, *({"pair", "source"} & set(rows))]).any(), name
         assert (files.data_folder().parent / "chapters" / f"{tables.CHAPTERS[name]}.ipynb").is_file()
 
 
@@ -108,6 +109,38 @@ def test_a_star_marks_discoveries():
     row = {"estimate": 0.5, "low": 0.4, "high": 0.6}
     said = [tables.starred(pd.Series(row | {"sign": sign}), 1) for sign in (1.0, 0.0, -1.0)]
     assert said == ["+0.5 [+0.4, +0.6] *", "+0.5 [+0.4, +0.6]", "+0.5 [+0.4, +0.6] *"]
+
+
+@pytest.mark.parametrize("steeper", [0.05, -0.02])
+def test_an_interaction_is_the_difference_of_two_slopes_of_the_same_seeds(monkeypatch, steeper):
+    """Written out: whatever a seed adds to both, and to one, the slopes differ by what was put in."""
+    rows = [
+        {"pair": pair, "probe": "color_shape_digit", "metric": metric, "overlap": x, "seed": seed, "seeds": "fresh"}
+        | {"value": (metric == "cka") * (seed + flat + slope * x * (1 + 0.1 * seed))}
+        for pair, flat, slope in (("shape+digit | shape+digit", 0.5, 0.1 + steeper), ("shape | digit", 0, 0.1))
+        for metric in ("cka", "svcca")
+        for x in (0, 0.25, 1)
+        for seed in range(4)
+    ]
+    table = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    monkeypatch.setattr(published, "recorded", lambda name: table)
+    found = tables.primary_trends("together_tasks")["fresh"]
+    own = [steeper * (1 + 0.1 * seed) for seed in range(4)]
+    assert found.slope == pytest.approx(np.mean(own)) and found.n_units == 4
+    half = stats.sem(own) * stats.t.ppf(0.975, 3)
+    assert (found.low, found.high) == pytest.approx((np.mean(own) - half, np.mean(own) + half))
+
+
+def test_a_slope_on_another_column(monkeypatch):
+    rows = [
+        {"probe": "fashion_mnist", "metric": "cka", "overlap": images, "task_overlap": classes, "seed": seed}
+        | {"seeds": "fresh", "value": seed + 0.3 * classes + 2 * images * classes}
+        for images in (0, 1)
+        for classes in (0.2, 0.6, 1)
+        for seed in range(3)
+    ]
+    monkeypatch.setattr(published, "recorded", lambda name: pd.DataFrame(rows))
+    assert tables.primary_trends("together_photographs")["fresh"].slope == pytest.approx(0.3)
 
 
 def test_a_primary_contrast_in_words():

@@ -13,6 +13,7 @@ MODULES = (
     "finetuned",
     "diffusion",
     "adversarial_transfer",
+    "together",
     "jailbreak_transfer",
     "jailbreak_finetuned",
 )

@@ -49,10 +49,14 @@ class Primary(Frozen):
     """The one contrast by which an experiment is judged: the slope on overlap of the recorded rows in `where`.
 
     A value of None in `where` selects rows in which that column is empty. `smallest` is the smallest effect of
-    interest, a change of the measurement from overlap 0 to overlap 1 (from level to level in `task_only`).
+    interest, a change of the measurement from overlap 0 to overlap 1 (from level to level in `task_only`). The slope is
+    on another column where `slope_on` names one. With `against`, the contrast is an interaction: how much steeper the
+    slope is than that of the rows which one finds when these values take the place of those in `where`.
     """
 
     where: dict[str, str | float | None] = Field(min_length=1)
+    slope_on: str = "overlap"
+    against: dict[str, str | float | None] = {}
     smallest: float = Field(gt=0)
 
 

@@ -80,6 +80,7 @@ CHAPTERS: dict[str, type[BaseModel]] = {
     "your_own_models": OwnModels,
     "finetuned_llm": EXPERIMENTS["dataset_overlap_finetuned"].settings,  # chapters that show experiments of other names
     "why_lora_hides_overlap": EXPERIMENTS["lora_grid"].settings,
+    "together": EXPERIMENTS["together_tasks"].settings,
     "diffusion": EXPERIMENTS["dataset_overlap_diffusion"].settings,
 }
 SECTIONS: dict[str, Any] = CHAPTERS | {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
