@@ -32,9 +32,10 @@ CHAPTERS = {  # in which an experiment is shown
 }
 LEGEND = """\
 A slope is the change from overlap 0 to 1 (in task_only, from level to level), with a 95% interval over seeds; "minus
-that of" is how much steeper it is than another. p is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds were run after the contrast and the smallest effect of
-interest had been written down, "chosen" ones before; "pooled" are both. "Larger" goes by the 95% interval, "smaller" by
-two one-sided tests at 5%. repsim claims --csv has every number."""
+that of" is how much steeper it is than another. p is by sign flips, and cannot be below 2 / 2^seeds. "fresh" seeds
+were run after the contrast and the smallest effect of interest had been written down, "chosen" ones before; "pooled"
+are both. "Larger" goes by the 95% interval, "smaller" by two one-sided tests at 5%. repsim claims --csv has every
+number."""
 SEEDS = {"fresh": ("fresh",), "chosen": ("chosen",), "pooled": ("fresh", "chosen")}
 SEEDS_IN_WORDS = {
     "fresh": "Fresh seeds alone",

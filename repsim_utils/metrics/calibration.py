@@ -154,7 +154,9 @@ def calibrate_layers(
     tensors = [[as_representation(which, layer, **checks) for layer in side] for which, side in (("x", xs), ("y", ys))]
     rows = list(dict.fromkeys(len(layer) for side in tensors for layer in side))
     if len(rows) > 1:
-        raise ValueError(f"x and y must have matching rows, got {' and '.join(map(str, rows))}")
+        raise ValueError(
+            f"x and y must have matching rows, got {' and '.join(map(str, rows))}: give the same samples to both"
+        )
     first, second = ([metric.prepare(layer, **filled) for layer in side] for side in tensors)
     scores = null_scores(first, second, [metric], shuffles(rows[0], n_permutations, seed, alpha, groups))[0]
     each = [[against(null, metric, options, alpha) for null in row] for row in scores]

@@ -37,7 +37,9 @@ def as_pair(x: Any, y: Any, *, least_rows: int = 2, preprocess: str | None = Non
     first = as_representation("x", x, least_rows=least_rows, preprocess=preprocess)
     second = as_representation("y", y, least_rows=least_rows, preprocess=preprocess)
     if len(first) != len(second):
-        raise ValueError(f"x and y must have matching rows, got {len(first)} and {len(second)}")
+        raise ValueError(
+            f"x and y must have matching rows, got {len(first)} and {len(second)}: give the same samples to both"
+        )
     return first, second.to(first.device)
 
 

@@ -53,7 +53,9 @@ class StreamingCKA:
         check_labels([("x", x), ("y", y)])
         pair = [as_matrix("x", x), as_matrix("y", y)]
         if len(pair[0]) != len(pair[1]):
-            raise ValueError(f"x and y must have matching rows, got {len(pair[0])} and {len(pair[1])}")
+            raise ValueError(
+                f"x and y must have matching rows, got {len(pair[0])} and {len(pair[1])}: give the same samples to both"
+            )
         if not len(pair[0]):
             return
         if not self.n:
