@@ -679,3 +679,89 @@ def test_the_unit_of_a_mediator_does_not_matter(factor):
     assert other["mediator"] * factor == pytest.approx(one["mediator"])
     for effect in ("total", "direct", "indirect"):
         assert other[effect] == pytest.approx(one[effect])
+
+
+def crossed_table(n_seeds=6, rng=None):
+    rng = np.random.default_rng(0) if rng is None else rng
+    rows = [
+        {"seed": seed, "pair": pair, "overlap": x, "value": float(rng.uniform(0.1, 0.9)), "null_mean": 0.05}
+        for seed in range(n_seeds)
+        for pair in ("none", "some", "all")
+        for x in (0, 0.25, 0.5, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+class TestCrossed:
+    def test_every_effect_is_what_least_squares_of_each_seed_gives(self):
+        """Written out with np.polyfit, seed by seed, on rows in any order."""
+        table = crossed_table()
+        found = analysis.crossed(table.sample(frac=1, random_state=1), "pair", "none")
+        expected = {}
+        for _, rows in table.groupby("seed"):
+            slope, mean = {}, {}
+            for pair, some in rows.groupby("pair"):
+                slope[pair], mean[pair] = np.polyfit(some.overlap, some.value, 1)[0], some.value.mean()
+            for pair in slope:
+                expected.setdefault(("slope", pair), []).append(slope[pair])
+                if pair != "none":
+                    expected.setdefault(("kind", pair), []).append(mean[pair] - mean["none"])
+                    expected.setdefault(("interaction", pair), []).append(slope[pair] - slope["none"])
+            expected.setdefault(("mean slope", None), []).append(np.mean(list(slope.values())))
+        assert len(found) == len(expected) == 8 and set(found.n) == {6}
+        for row in found.itertuples():
+            own = np.array(expected[row.effect, None if pd.isna(row.pair) else row.pair])
+            half = stats.t.ppf(0.975, 5) * own.std(ddof=1) / 6**0.5
+            assert (row.estimate, row.low, row.high) == pytest.approx(
+                (own.mean(), own.mean() - half, own.mean() + half)
+            )
+            assert row.p == analysis.sign_flip(own)
+        assert found.q.tolist() == pytest.approx(stats.false_discovery_control(found.p_t).tolist())
+
+    def test_two_causes_that_add_up_have_no_interaction_and_noise_seldom(self):
+        """A false alarm of an interval of 95% is one in twenty, whatever the main effects are."""
+        rng, alarms = np.random.default_rng(1), 0
+        for _ in range(200):
+            table = crossed_table(8, rng)
+            level = table.pair.map({"none": 0.1, "some": 0.3, "all": 0.6})
+            seed = table.seed.map(dict(enumerate(rng.normal(0, 0.3, 8))))
+            table["value"] = level + seed + 0.2 * table.overlap + rng.normal(0, 0.02, len(table))
+            row = analysis.crossed(table, "pair", "none").set_index(["effect", "pair"]).loc[("interaction", "all")]
+            alarms += not row.low < 0 < row.high
+        assert 3 <= alarms <= 20
+
+    def test_an_interaction_can_be_of_the_scale_alone(self):
+        table = crossed_table()
+        z = table.pair.map({"none": 0.1, "some": 0.5, "all": 1.5}) + 0.3 * table.overlap + 0.01 * table.seed
+        table["value"] = np.tanh(z)
+        of = {
+            scale: analysis.crossed(analysis.on_scale(table, scale), "pair", "none").set_index(["effect", "pair"])
+            for scale in analysis.SCALES
+        }
+        assert of["Fisher's z"].estimate["interaction", "all"] == pytest.approx(0, abs=1e-12)
+        assert of["as measured"].high["interaction", "all"] < -0.1
+        above = of["share above chance"].estimate / of["as measured"].estimate
+        assert above.tolist() == pytest.approx([1 / 0.95] * len(above))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.drop(index=[5]), "lacks .* and 0 more: give complete units alone"),
+            (lambda t: pd.concat([t, t.iloc[[3]]]), "more than once: filter the table first"),
+            (lambda t: t[t.pair == "none"], "pair has none: nothing against 'none'"),
+            (lambda t: t[t.overlap == 0], "overlap must take at least two values"),
+            (lambda t: t.drop(columns="seed"), "table has no column seed"),
+        ],
+    )
+    def test_incomplete_designs_are_refused(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            analysis.crossed(change(crossed_table()), "pair", "none")
+
+    def test_scales_that_do_not_fit_are_refused(self):
+        table = crossed_table()
+        with pytest.raises(ValueError, match="scale must be one of"):
+            analysis.on_scale(table, "log")
+        with pytest.raises(ValueError, match="table has no column null_mean"):
+            analysis.on_scale(table.drop(columns="null_mean"), "share above chance")
+        with pytest.raises(ValueError, match="between -1 and 1, got 1"):
+            analysis.on_scale(table.assign(value=1.0), "Fisher's z")

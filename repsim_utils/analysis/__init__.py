@@ -1,8 +1,8 @@
 """Statistics over trained pairs: the seed is the block.
 
 Pairs of one seed share their images, their classes and often a model, so they are not independent. Every interval here
-is over *units* (seeds). `units` has means, slopes and paired differences; `relations` has what relates two
-measurements, and first takes the mean of each unit out of both.
+is over *units* (seeds). `units` has means, slopes and paired differences; `factorial` has two causes that are crossed;
+`relations` has what relates two measurements, and first takes the mean of each unit out of both.
 
 Recorded tables have one row a measurement. `trend` and its like take them as they are, filtered; for the relations,
 give each measurement a column::
@@ -19,6 +19,7 @@ and 1. A ValueError says which column is missing, or what else is wrong. Results
 interval) and n, the number of units; with one unit there is no interval, and its ends are missing (NaN).
 """
 
+from repsim_utils.analysis.factorial import SCALES, crossed, on_scale
 from repsim_utils.analysis.relations import correlation, mediation, prediction
 from repsim_utils.analysis.units import (
     Trend,
@@ -34,6 +35,6 @@ from repsim_utils.analysis.units import (
 )
 
 __all__ = [
-    "Trend", "correlation", "demeaned", "discoveries", "mean_interval", "mediation", "paired", "prediction", "realised",
-    "sign_flip", "slopes", "trend", "trends",
+    "SCALES", "Trend", "correlation", "crossed", "demeaned", "discoveries", "mean_interval", "mediation", "on_scale",
+    "paired", "prediction", "realised", "sign_flip", "slopes", "trend", "trends",
 ]  # fmt: skip

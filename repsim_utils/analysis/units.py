@@ -125,7 +125,7 @@ def _signed_sums(values: Array) -> Array:
     return sums
 
 
-def _over_units(values: Array, level: float) -> dict[str, float]:
+def over_units(values: Array, level: float) -> dict[str, float]:
     """Of the mean of units: t interval, sign-flip and t-test p-values, and the size of a mean that can be excluded."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
@@ -250,7 +250,7 @@ def trend(
         mutual_information = float(mutual_info_regression(a[:, None], b, random_state=42)[0])
     return Trend(
         slope=slope,
-        **_over_units(own, level),
+        **over_units(own, level),
         intercept=float(b.mean() - slope * a.mean()),
         r_squared=r_squared,
         mutual_information=mutual_information,
@@ -358,7 +358,7 @@ def paired(
     found = []
     for group, rows in gaps.groupby(by, sort=False) if by else [((), gaps)]:
         own = rows["gap"].to_numpy(float)
-        about = {"estimate": float(own.mean())} | _over_units(own, level) | {"n": len(own)}
+        about = {"estimate": float(own.mean())} | over_units(own, level) | {"n": len(own)}
         found.append(dict(zip(by, group, strict=True)) | about)
     return discoveries(pd.DataFrame(found, columns=[*by, "estimate", "low", "high", "p", "p_t", "excluded", "n"]))
 
