@@ -765,3 +765,60 @@ class TestCrossed:
             analysis.on_scale(table.drop(columns="null_mean"), "share above chance")
         with pytest.raises(ValueError, match="between -1 and 1, got 1"):
             analysis.on_scale(table.assign(value=1.0), "Fisher's z")
+
+
+class TestEffects:
+    def test_every_number_is_what_a_loop_over_seeds_gives(self):
+        """Written out, for a table in which one probe lacks its last overlap."""
+        rng = np.random.default_rng(3)
+        rows = [
+            {
+                "seed": seed,
+                "architecture": "net",
+                "probe": probe,
+                "metric": "cka",
+                "overlap": x,
+                "null_mean": 0.02 + seed / 100,
+            }
+            | {"value": 0.5 + 0.2 * x + float(rng.normal(0, 0.05))}
+            for seed in range(5)
+            for probe, xs in (("all", (0, 0.4, 0.8, 1)), ("one", (0, 0.4, 0.8)))
+            for x in xs
+            for _ in range(2)  # two pairs each, as in task_only
+        ]
+        table = pd.DataFrame(rows)
+        found = analysis.effects(table).set_index("probe")
+        for probe, some in table.groupby("probe"):
+            change, end, chance, at = [], [], [], {}
+            for _, own in some.groupby("seed"):
+                change.append(np.polyfit(own.overlap, own.value, 1)[0] * np.ptp(some.overlap))
+                end.append(own[own.overlap == own.overlap.max()].value.mean())
+                chance.append(own.null_mean.mean())
+                for x, values in own.groupby("overlap").value:
+                    at.setdefault(x, []).append(values.mean())
+            row, n = found.loc[probe], len(change)
+            change, room = np.array(change), np.array(end) - np.array(chance)
+            assert row.change == pytest.approx(change.mean()) and row.p == analysis.sign_flip(change)
+            assert (row.end, row.chance, row.n) == pytest.approx((np.mean(end), np.mean(chance), 5))
+            share = change.mean() / room.mean()
+            out = [np.delete(change, i).mean() / np.delete(room, i).mean() for i in range(n)]
+            half = stats.t.ppf(0.975, n - 1) * np.std(out) * (n - 1) ** 0.5
+            assert (row.share, row.share_low, row.share_high) == pytest.approx((share, share - half, share + half))
+            spread = np.mean([np.var(values, ddof=1) for values in at.values()]) ** 0.5
+            assert (row.spread, row.deviations) == pytest.approx((spread, change.mean() / spread))
+
+    def test_units_of_measurement_do_not_matter_to_the_common_scales(self):
+        table = some_table().assign(probe="a", metric="m", architecture="net", null_mean=0.1)
+        one, other = (analysis.effects(t).iloc[0] for t in (table, table.assign(value=3 * table.value, null_mean=0.3)))
+        assert other.change == pytest.approx(3 * one.change)
+        assert (other.share, other.deviations) == pytest.approx((one.share, one.deviations))
+
+    def test_a_table_of_one_s_own(self):
+        """Other names of columns, no chance level, one group that cannot be tested."""
+        table = pd.DataFrame({"run": [0, 0, 1, 1, 2], "share": [0, 1, 0, 1, 0], "score": [0.2, 0.4, 0.3, 0.6, 0.1]})
+        found = analysis.effects(table.assign(net="mine"), by="net", x="share", y="score", unit="run", chance=0)
+        assert found.share.item() == pytest.approx(0.25 / 0.5) and found.n.item() == 2
+        with pytest.raises(ValueError, match="table has no column null_mean"):
+            analysis.effects(table.assign(net="mine"), by="net", x="share", y="score", unit="run")
+        with pytest.raises(ValueError, match="share must take at least two values in one run"):
+            analysis.effects(table.drop_duplicates("run"), by=["run"], x="share", y="score", unit="run", chance=0)

@@ -2,7 +2,8 @@
 
 Pairs of one seed share their images, their classes and often a model, so they are not independent. Every interval here
 is over *units* (seeds). `units` has means, slopes and paired differences; `factorial` has two causes that are crossed;
-`relations` has what relates two measurements, and first takes the mean of each unit out of both.
+`sizes` says how large an effect is beside others; `relations` has what relates two measurements, and first takes the
+mean of each unit out of both.
 
 Recorded tables have one row a measurement. `trend` and its like take them as they are, filtered; for the relations,
 give each measurement a column::
@@ -21,6 +22,7 @@ interval) and n, the number of units; with one unit there is no interval, and it
 
 from repsim_utils.analysis.factorial import SCALES, crossed, on_scale
 from repsim_utils.analysis.relations import correlation, mediation, prediction
+from repsim_utils.analysis.sizes import effects
 from repsim_utils.analysis.units import (
     Trend,
     demeaned,
@@ -35,6 +37,6 @@ from repsim_utils.analysis.units import (
 )
 
 __all__ = [
-    "SCALES", "Trend", "correlation", "crossed", "demeaned", "discoveries", "mean_interval", "mediation", "on_scale",
-    "paired", "prediction", "realised", "sign_flip", "slopes", "trend", "trends",
+    "SCALES", "Trend", "correlation", "crossed", "demeaned", "discoveries", "effects", "mean_interval", "mediation",
+    "on_scale", "paired", "prediction", "realised", "sign_flip", "slopes", "trend", "trends",
 ]  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from repsim_utils.analysis.units import Array, check_columns, check_level, demeaned, names
+from repsim_utils.analysis.units import Array, check_columns, demeaned, jackknife, names
 
 
 def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> tuple[Array, Array]:
@@ -35,23 +34,6 @@ def _blocked(table: pd.DataFrame, columns: Sequence[str], unit: str) -> tuple[Ar
     if np.linalg.eigvalsh(sums.sum(0)[:-1, :-1])[0] < 1e-9:
         raise ValueError(f"one of {', '.join(columns[:-1])} follows from the others within each {unit}")
     return sums, scale
-
-
-def _jackknife(statistic: Callable[[Array], Array], sums: Array, level: float) -> tuple[Array, ...]:
-    """A statistic of sums over units, with a t interval and p-value from leaving out one unit at a time.
-
-    For a mean of units this is Student's t interval itself.
-    """
-    check_level(level)
-    n, estimate = len(sums), statistic(sums.sum(0))
-    if n < 2:
-        return estimate, *(np.full_like(estimate, np.nan) for _ in range(3))
-    without = statistic(sums.sum(0) - sums)
-    error = np.sqrt((n - 1) / n * np.square(without - without.mean(0)).sum(0))
-    half = error * stats.t.ppf((1 + level) / 2, n - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(estimate / error), n - 1)
-    return estimate, estimate - half, estimate + half, p
 
 
 def correlation(
@@ -90,7 +72,7 @@ def correlation(
         r = left[..., 0, 1] / np.sqrt(left[..., 0, 0] * left[..., 1, 1])
         return np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
 
-    estimate, low, high, p = _jackknife(z, sums, level)
+    estimate, low, high, p = jackknife(z, sums, level)
     ends = {name: float(np.tanh(end)) for name, end in (("estimate", estimate), ("low", low), ("high", high))}
     return ends | {"p_t": float(p), "n": len(sums)}
 
@@ -144,7 +126,7 @@ def mediation(
         total, direct = without[..., 0, 0], with_mediator[..., 0, 0]
         return np.stack([total, direct, total - direct, with_mediator[..., -1, 0]], -1)
 
-    *ends, p = _jackknife(effects, sums, level)
+    *ends, p = jackknife(effects, sums, level)
     scale = of_y / np.array([of_x, of_x, of_x, of_mediator])
     found = dict(zip(("estimate", "low", "high"), (scale * end for end in ends), strict=True))
     return pd.DataFrame({"effect": ["total", "direct", "indirect", "mediator"]} | found | {"p_t": p})
@@ -220,6 +202,6 @@ def prediction(
     found = []
     for name, sums in left.items():
         parts = np.column_stack([than - sums, base])
-        estimate, low, high, _ = _jackknife(lambda s: s[..., 0] / s[..., 1], parts, level)
+        estimate, low, high, _ = jackknife(lambda s: s[..., 0] / s[..., 1], parts, level)
         found.append((name, float(estimate), float(low), float(high)))
     return pd.DataFrame(found, columns=["predictors", "r_squared", "low", "high"])

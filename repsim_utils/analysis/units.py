@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -135,6 +135,23 @@ def over_units(values: Array, level: float) -> dict[str, float]:
     half = error * float(stats.t.ppf((1 + level) / 2, n - 1))
     excluded = abs(mean) + error * float(stats.t.ppf(level, n - 1))
     return {"low": mean - half, "high": mean + half, "p": sign_flip(values), "p_t": p_t, "excluded": excluded}
+
+
+def jackknife(statistic: Callable[[Array], Array], sums: Array, level: float) -> tuple[Array, ...]:
+    """A statistic of sums over units, with a t interval and p-value from leaving out one unit at a time.
+
+    For a mean of units this is Student's t interval itself.
+    """
+    check_level(level)
+    n, estimate = len(sums), statistic(sums.sum(0))
+    if n < 2:
+        return estimate, *(np.full_like(estimate, np.nan) for _ in range(3))
+    without = statistic(sums.sum(0) - sums)
+    error = np.sqrt((n - 1) / n * np.square(without - without.mean(0)).sum(0))
+    half = error * stats.t.ppf((1 + level) / 2, n - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(estimate / error), n - 1)
+    return estimate, estimate - half, estimate + half, p
 
 
 @dataclass(frozen=True)
