@@ -50,16 +50,17 @@ def primary_rows(experiment: str) -> pd.DataFrame:
     Of an interaction, `value` is the difference of two rows of the same seed.
     """
     primary = profiles.load("laptop", experiment).primary
-    rows = _where(published.recorded(experiment), primary.where)
+    rows = where(published.recorded(experiment), primary.where)
     if not primary.against:
         return rows
     same = ["seed", primary.slope_on]
-    other = _where(published.recorded(experiment), primary.where | primary.against)
+    other = where(published.recorded(experiment), primary.where | primary.against)
     both = rows.merge(other[[*same, "value"]], on=same, suffixes=("", "_against"), validate="one_to_one")
     return both.assign(value=both["value"] - both.pop("value_against"))
 
 
-def _where(table: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+def where(table: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows that have a value in each of some columns; None stands for one that is missing."""
     for column, value in wanted.items():
         table = table[table[column].isna() if value is None else table[column] == value]
     return table
