@@ -11,7 +11,7 @@ What their functions have in common:
 
 from repsim_utils.charts.curves import lines, sources, task_overlap
 from repsim_utils.charts.pictures import heatmap, layer_heatmap, picture_grid, split_picture
-from repsim_utils.charts.points import against_chance, forest, pairs_and_seeds, plane, scatter
+from repsim_utils.charts.points import against_chance, chooser, forest, pairs_and_seeds, plane, scatter
 from repsim_utils.charts.style import BLACK, BLUE, GRAY, MEASURED, ORANGE, PUBLISHED, RECORDED, SERIES, SHAPES
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SERIES",
     "SHAPES",
     "against_chance",
+    "chooser",
     "forest",
     "heatmap",
     "layer_heatmap",

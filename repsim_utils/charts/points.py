@@ -193,3 +193,43 @@ def forest(
     zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
     chart = alt.layer(zero, bars, points, data=table).properties(width=230, height=alt.Step(14))
     return finished(panels(chart, panel, table[panel]), **heading)
+
+
+def chooser(
+    table: pd.DataFrame, *, row: str, by: str, choices: dict[str, str], x_title: str, **heading: Any
+) -> alt.LayerChart:
+    """Estimates with their intervals, of those rows that a reader chooses from menus below the figure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns estimate, low and high, `row` (what is estimated), `by` (the kind of mark), and those of `choices`.
+    row, by, x_title, **heading : str
+        See the package.
+    choices : dict
+        Columns to choose by, and what is chosen at first; ``all`` is every value.
+    """
+    menus, drawn = [], alt.Chart(table)
+    for i, (column, first) in enumerate(choices.items()):
+        menu = alt.binding_select(options=["all", *sorted(set(table[column]))], name=f"{column} ")
+        menus.append(alt.param(name=f"chosen{i}", value=first, bind=menu))
+        drawn = drawn.transform_filter(f"chosen{i} == 'all' || datum[{column!r}] == chosen{i}")
+    kinds = distinct(table[by])
+    color, shape = told_apart(by, kinds, legend=alt.Legend(orient="top"))
+    order = alt.EncodingSortField("order", op="min")
+    base = drawn.transform_window(order="row_number()").encode(
+        y=alt.Y(f"{row}:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=260)), color=color
+    )
+    points = base.mark_point(size=50, filled=True, opacity=1).encode(
+        x=alt.X("estimate:Q", title=x_title, scale=alt.Scale(zero=True)),
+        shape=shape,
+        tooltip=[f"{row}:N", f"{by}:N", *numbers("estimate", "low", "high")],
+    )
+    bars = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=x_title), x2="high:Q")
+    written = base.mark_text(align="left", dx=8, fontSize=11).encode(
+        x="high:Q", text=alt.Text("estimate:Q", format="+.3f")
+    )
+    zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
+    chart = alt.layer(zero, bars, points, written).add_params(*menus)
+    chart = chart.properties(usermeta={"embedOptions": {"renderer": "svg"}})  # whose text can be searched and selected
+    return finished(chart, **heading, width=380, height=alt.Step(16))

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from repsim_utils.experiments import EXPERIMENTS
 from repsim_utils.experiments.common import Declared, single
 from repsim_utils.experiments.samples import Data
+from repsim_utils.metrics import PAPER
 
 
 class Gallery(BaseModel):
@@ -69,6 +70,21 @@ class OwnModels(BaseModel):
     permutations: int = Field(ge=19)
 
 
+class Overview(BaseModel):
+    """Chapter `what_drives_similarity`: the metric that it begins with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+
+    @field_validator("metric")
+    @classmethod
+    def _of_the_paper(cls, metric: str) -> str:
+        if metric not in PAPER:
+            raise ValueError(f"must be one of {', '.join(PAPER)}")
+        return metric
+
+
 CHAPTERS: dict[str, type[BaseModel]] = {
     "kernels": Simulation,
     "neighbourhoods": Simulation,
@@ -78,6 +94,7 @@ CHAPTERS: dict[str, type[BaseModel]] = {
     "splitting": FirstSplit,
     "text_corpora": Corpora,
     "your_own_models": OwnModels,
+    "what_drives_similarity": Overview,
     "finetuned_llm": EXPERIMENTS["dataset_overlap_finetuned"].settings,  # chapters that show experiments of other names
     "why_lora_hides_overlap": EXPERIMENTS["lora_grid"].settings,
     "together": EXPERIMENTS["together_tasks"].settings,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,12 @@ class TestSource:
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 assert len(cell.source.splitlines()) <= 30
+
+    def test_no_command_of_a_formula_is_a_line_break(self, path):
+        """Of two backslashes in front of letters TeX makes a line break and plain letters, without an error."""
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                assert not re.search(r"\\\\[A-Za-z]", cell.source)
 
     def test_it_is_in_the_table_of_contents(self, path):
         assert path.relative_to(ROOT / "chapters") in book._chapters(ROOT)

@@ -11,6 +11,8 @@ import yaml
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
+from repsim_utils import overview
+
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -128,3 +130,21 @@ def _pictures(page):
             yield f"no alternative text: {image.get_attribute('src')}"
         if not image.evaluate("image => image.naturalWidth") > 0:
             yield f"not there: {image.get_attribute('src')}"
+
+
+def test_menus_choose_what_a_figure_shows(page):
+    """In the chapter on what drives similarity: an experiment and a metric, and the numbers that belong to them."""
+    page.goto((HTML / "causes" / "what_drives_similarity.html").as_uri(), wait_until="load")
+    page.wait_for_selector(".vega-bind select", timeout=30_000)
+    every = overview.every_effect()
+    shown = ".vega-embed:has(.vega-bind) svg text"
+    for experiment, metric in (("task_only", "cka"), ("dataset_overlap_language", "mutual_knn")):
+        page.select_option("select[name=chosen0]", experiment)
+        page.select_option("select[name=chosen1]", metric)
+        page.wait_for_function("() => document.readyState === 'complete'")
+        page.wait_for_timeout(500)
+        texts = [text.replace("\u2212", "-") for text in page.locator(shown).all_text_contents()]
+        rows = every[(every.experiment == experiment) & (every.metric == metric)]
+        there = sorted(text for text in texts if re.fullmatch(r"[+-]\d\.\d{3}", text))
+        assert there == sorted(f"{value:+.3f}" for value in rows.change.round(4)) and len(there) > 3
+    assert page.asked == [] and page.complaints == []
