@@ -103,7 +103,8 @@ def _recorded(experiment: str) -> pd.DataFrame:
     about = EXPERIMENTS[experiment]
     whole = found.pop("cause").str.startswith("task") if "cause" in found else pd.Series(False, index=found.index)
     found["cause"] = np.where(whole, TOGETHER, about.cause)
-    found["network"] = found.pop("architecture").replace(NAMES)
+    prefix = "small Llama, " if experiment == "lora_grid" else ""
+    found["network"] = prefix + found.pop("architecture").replace(NAMES)
     return found.assign(source="recorded", experiment=experiment, modality=about.modality)
 
 

@@ -180,10 +180,11 @@ def forest(
     color, shape = told_apart(by, kinds, legend=alt.Legend(orient="bottom"))
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     base = alt.Chart().encode(
-        y=alt.Y(f"{row}:N", sort=distinct(table[row]), title=None, axis=alt.Axis(grid=True, labelLimit=220)),
-        yOffset=alt.YOffset(f"{by}:N", sort=kinds),
+        y=alt.Y(f"{row}:N", sort=distinct(table[row]), title=None, axis=alt.Axis(grid=True, labelLimit=300)),
         color=color,
     )
+    if table.groupby([row, panel])[by].nunique().max() > 1:
+        base = base.encode(yOffset=alt.YOffset(f"{by}:N", sort=kinds))
     points = base.mark_point(size=50, filled=True, opacity=1, clip=True).encode(
         x=alt.X("estimate:Q", title=x_title, scale=scale),
         shape=shape,
@@ -205,7 +206,7 @@ def chooser(
     table : DataFrame
         Columns estimate, low and high, `row` (what is estimated), `by` (the kind of mark), and those of `choices`.
     row, by, x_title, **heading : str
-        See the package.
+        See the package. Rows have different names.
     choices : dict
         Columns to choose by, and what is chosen at first; ``all`` is every value.
     """
@@ -218,7 +219,8 @@ def chooser(
     color, shape = told_apart(by, kinds, legend=alt.Legend(orient="top"))
     order = alt.EncodingSortField("order", op="min")
     base = drawn.transform_window(order="row_number()").encode(
-        y=alt.Y(f"{row}:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=260)), color=color
+        y=alt.Y(f"{row}:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=400)),
+        color=color,
     )
     points = base.mark_point(size=50, filled=True, opacity=1).encode(
         x=alt.X("estimate:Q", title=x_title, scale=alt.Scale(zero=True)),
@@ -232,4 +234,4 @@ def chooser(
     zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
     chart = alt.layer(zero, bars, points, written).add_params(*menus)
     chart = chart.properties(usermeta={"embedOptions": {"renderer": "svg"}})  # whose text can be searched and selected
-    return finished(chart, **heading, width=380, height=alt.Step(16))
+    return finished(chart, **heading, width=340, height=alt.Step(17))
