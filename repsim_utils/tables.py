@@ -16,6 +16,7 @@ from repsim_utils.analysis import Trend, trend
 CHAPTERS = {  # in which an experiment is shown
     "task_only": "causes/task_only",
     "dataset_overlap_photographs": "causes/dataset_overlap_vision",
+    "amount_of_photographs": "causes/dataset_overlap_vision",
     "dataset_overlap_vision": "causes/dataset_overlap_vision",
     "task_overlap_photographs": "causes/task_overlap_vision",
     "task_overlap_vision": "causes/task_overlap_vision",

@@ -30,7 +30,6 @@ from repsim_utils.sweep import sweep
 
 ATTACKS = [adversarial_transfer.EXPERIMENT, adversarial_transfer.PHOTOGRAPHS]
 PHOTOGRAPHS = [vision.PHOTOGRAPHS, vision.TASK_PHOTOGRAPHS]
-UNFINISHED = [vision.AMOUNT]  # of which not all declared seeds are recorded yet
 FINETUNED = [finetuned.DATASET, finetuned.GRID, finetuned.TASK]
 FILES = sorted(path.stem for path in (data_folder() / "results").glob("*.csv"))
 
@@ -66,16 +65,8 @@ def test_the_files_are_those_that_are_tested_here():
     sweeps = [
         f"{cause}_overlap_{kind}" for cause in ("dataset", "task") for kind in ("diffusion", "language", "vision")
     ]
-    others = ["jailbreak_transfer", "task_only", *ATTACKS, *FINETUNED, *PHOTOGRAPHS]
-    assert sorted([*sweeps, *others, *UNFINISHED]) == FILES
-
-
-@pytest.mark.parametrize("kind", UNFINISHED)
-def test_of_an_unfinished_table_whole_seeds_are_there(kind):
-    """No chapter shows it yet. When the last seed is recorded, it belongs to the others."""
-    table = published.recorded(kind)
-    assert as_in_profile(table, vision.pairs(profiles.load("laptop", kind), kind))
-    assert set(table.seeds) == {"fresh"} and set(table.seed) < set(profiles.load("laptop", kind).fresh_seeds)
+    others = ["jailbreak_transfer", "task_only", *ATTACKS, vision.AMOUNT, *FINETUNED, *PHOTOGRAPHS]
+    assert sorted([*sweeps, *others]) == FILES
 
 
 def test_task_only_is_the_laptop_profile_of_this_code():
@@ -263,6 +254,41 @@ def test_the_primary_contrast_of_shared_photographs_stands_out_from_seeds():
     assert vit.low < theirs < vit.high and theirs / 2 < found.slope < theirs
     drawn = analysis.trend(drawn[drawn.probe == "color_shape_digit"])
     assert drawn.slope < found.slope
+
+
+def gains():
+    """What sharing all photographs adds to CKA: a row for each seed, width and number of photographs a class."""
+    table = published.recorded(vision.AMOUNT)
+    size = table.architecture.str.extract(r"(?P<n>\d+) a class, width (?P<width>\d+)").astype(int)
+    table = pd.concat([table, size], axis=1)
+    rows = table[table.metric == "cka"].pivot(index=["seed", "width", "n"], columns="overlap", values="value")
+    gain = (rows[1] - rows[0]).rename("value").reset_index()
+    return gain.assign(decades=np.log10(gain.n)), table
+
+
+def test_the_amount_of_photographs_is_the_laptop_profile_of_this_code():
+    table = published.recorded(vision.AMOUNT)
+    assert as_in_profile(table, vision.pairs(profiles.load("laptop", vision.AMOUNT), vision.AMOUNT))
+    assert set(table.seed) == set(profiles.load("laptop", vision.AMOUNT).fresh_seeds) and set(table.seeds) == {"fresh"}
+    assert not table.duplicated(["key", "metric"]).any()
+
+
+def test_sharing_all_photographs_shows_whatever_their_number_and_fades_with_it():
+    gain, table = gains()
+    primary = gain[(gain.n == 3000) & (gain.width == 32)]
+    assert (primary.value > profiles.load("laptop", vision.AMOUNT).primary.smallest).all() and len(primary) == 6
+    family = analysis.trends(table[table.metric == "cka"], by=["architecture"])
+    assert len(family) == 12 and (family.sign > 0).all()
+    falls = analysis.trends(gain, by=["width"], x="decades")
+    assert (falls.sign < 0).all() and set(falls.width) == {16, 32}
+    few, many = (gain[gain.n == n].groupby("width").value.mean() for n in (100, 3000))
+    assert (many / few).between(0.3, 0.55).all()  # "a third to a half"
+    assert analysis.paired(gain, "width", 32, 16).low.item() > 0
+    rng = np.random.default_rng(0)
+    shuffled = [
+        gain.assign(decades=gain.groupby(["seed", "width"]).decades.transform(rng.permutation)) for _ in range(20)
+    ]
+    assert sum((analysis.trends(t, by=["width"], x="decades").sign < 0).all() for t in shuffled) <= 2
 
 
 def test_a_probe_that_changes_along_the_curve_bends_it():
