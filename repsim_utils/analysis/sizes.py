@@ -42,8 +42,8 @@ def effects(
 
         change, low, high, p, p_t, excluded, q, sign
             From the least to the most of x, along the line of each unit (see `trend`), and the tests over all rows.
-        start, end
-            Mean at the least and at the most of x. The latter is of models that are trained alike: the ceiling.
+        least, most, start, end
+            The ends of x, and the mean there. At the most of x models are as alike as they get: the ceiling.
         chance
         share, share_low, share_high
             The change as a share of what lies between chance and the ceiling; the interval is a jackknife over units.
@@ -87,5 +87,6 @@ def _effect(rows: pd.DataFrame, x: str, y: str, unit: str, level: float) -> dict
     parts = np.column_stack([change, end - chance])
     share = jackknife(lambda sums: sums[..., 0] / sums[..., 1], parts, level)
     found = {"change": float(change.mean())} | over_units(change, level)
+    found |= {"least": float(grid.columns.min()), "most": float(grid.columns.max())}
     found |= {"start": start.mean(), "end": end.mean(), "chance": chance.mean(), "n": len(own), "spread": spread}
     return found | dict(zip(("share", "share_low", "share_high"), map(float, share[:3]), strict=True))
