@@ -281,6 +281,8 @@ def test_sharing_all_photographs_shows_whatever_their_number_and_fades_with_it()
     assert len(family) == 12 and (family.sign > 0).all()
     falls = analysis.trends(gain, by=["width"], x="decades")
     assert (falls.sign < 0).all() and set(falls.width) == {16, 32}
+    ends = [analysis.trends(gain[part], by=["width"], x="decades") for part in (gain.n <= 100, gain.n >= 100)]
+    assert (ends[0].sign == 0).all() and (ends[1].sign < 0).all()  # "up to a hundred no change shows"
     few, many = (gain[gain.n == n].groupby("width").value.mean() for n in (100, 3000))
     assert (many / few).between(0.3, 0.55).all()  # "a third to a half"
     assert analysis.paired(gain, "width", 32, 16).low.item() > 0
