@@ -822,3 +822,17 @@ class TestEffects:
             analysis.effects(table.assign(net="mine"), by="net", x="share", y="score", unit="run")
         with pytest.raises(ValueError, match="share must take at least two values in one run"):
             analysis.effects(table.drop_duplicates("run"), by=["run"], x="share", y="score", unit="run", chance=0)
+
+
+@pytest.mark.parametrize("taken", ["n", "low"])
+def test_groups_that_are_called_like_a_column_of_the_result_are_refused(taken):
+    table = some_table().assign(**{taken: 1}, null_mean=0.0)
+    calls = (
+        lambda: analysis.mean_interval(table, by=["overlap", taken]),
+        lambda: analysis.trends(table, by=[taken]),
+        lambda: analysis.paired(table, "overlap", 2, 1, by=taken),
+        lambda: analysis.effects(table, by=[taken]),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=f"by names {taken}, as columns of the result are called: rename it"):
+            call()

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from repsim_utils.analysis.units import check_columns, check_level, discoveries, jackknife, names, over_units, slopes
+from repsim_utils.analysis.units import (
+    check_columns,
+    check_level,
+    discoveries,
+    group_names,
+    jackknife,
+    over_units,
+    slopes,
+)
 
 
 def effects(
@@ -60,7 +68,7 @@ def effects(
         If a column is missing, or in no group a unit has two values of x.
     """
     check_level(level)
-    by = names(by)
+    by = group_names(by)
     check_columns(table, *by, x, y, unit, *([chance] if isinstance(chance, str) else []))
     rows = table.dropna(subset=[x, y]).astype({x: float, y: float})
     rows = rows.assign(_chance=rows[chance] if isinstance(chance, str) else float(chance))

@@ -51,7 +51,7 @@ def mean_interval(
         Columns `by`, mean, low, high and n (units). With one unit there is no interval: low and high are missing.
     """
     check_level(level)
-    by = names(by)
+    by = group_names(by)
     check_columns(table, *by, y, unit)
     if not by:
         raise ValueError("by must name a column at least; to have all rows as one group, add a column that is the same")
@@ -65,6 +65,14 @@ def mean_interval(
 def names(columns: str | Sequence[str]) -> list[str]:
     """Names of columns as a list, also where one is given alone."""
     return [columns] if isinstance(columns, str) else list(columns)
+
+
+def group_names(by: str | Sequence[str]) -> list[str]:
+    """Names of the columns that tell groups apart; those of results are refused, which would be there twice."""
+    by = names(by)
+    if taken := sorted({"estimate", "mean", "low", "high", "n"} & set(by)):
+        raise ValueError(f"by names {', '.join(taken)}, as columns of the result are called: rename it in the table")
+    return by
 
 
 def check_level(level: float) -> None:
@@ -291,7 +299,7 @@ def trends(table: pd.DataFrame, *, by: Sequence[str], **options: Any) -> pd.Data
         Of `trend`.
     """
     x, y, unit = (options.get(name, other) for name, other in (("x", "overlap"), ("y", "value"), ("unit", "seed")))
-    by = names(by)
+    by = group_names(by)
     check_columns(table, *by, x, y, unit)
     found = []
     for group, rows in table.dropna(subset=[x, y]).groupby(by, sort=False):
@@ -364,7 +372,7 @@ def paired(
         If a column or one of the two conditions is missing, or no unit has both.
     """
     check_level(level)
-    by = names(by)
+    by = group_names(by)
     check_columns(table, *by, unit, column, y)
     units = table.dropna(subset=[y]).groupby([*by, unit, column])[y].mean().unstack(column)
     if missing := [value for value in (more, less) if value not in units]:

@@ -120,9 +120,9 @@ def heatmap(
         Edge of a cell, in pixels.
     """
     rows, columns = distinct(table["row"]), distinct(table["column"])
-    labels: Any = {"labelLimit": 220, "labelOverlap": not numbers}
+    labels: Any = {"labelLimit": 220, "labelOverlap": cell < 14}
     base = alt.Chart(table).encode(
-        x=alt.X("column:N", sort=columns, title=x_title, axis=alt.Axis(labelAngle=-40, **labels)),
+        x=alt.X("column:N", sort=columns, title=x_title, axis=alt.Axis(labelAngle=-40 if numbers else -90, **labels)),
         y=alt.Y("row:N", sort=rows, title=y_title, axis=alt.Axis(**labels)),
     )
     shades = base.mark_rect().encode(

@@ -232,6 +232,6 @@ def chooser(
         x="high:Q", text=alt.Text("estimate:Q", format="+.3f")
     )
     zero = alt.Chart().mark_rule(color=GRAY, strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative"))
-    chart = alt.layer(zero, bars, points, written).add_params(*menus)
+    chart = alt.layer(zero, bars, points, written).add_params(*menus).properties(width=340, height=alt.Step(17))
     chart = chart.properties(usermeta={"embedOptions": {"renderer": "svg"}})  # whose text can be searched and selected
-    return finished(chart, **heading, width=340, height=alt.Step(17))
+    return finished(chart, **heading)
