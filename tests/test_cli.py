@@ -429,7 +429,10 @@ class TestCompare:
         np.save(tmp_path / "flat.npy", x[:, 0])
         np.save(tmp_path / "words.npy", np.array([["a", "b"]] * 90))
         for arguments, message in (
-            ((tmp_path / "short.npy", b), f"x and y must have matching rows, got 89 and 90 (x is {tmp_path}/short.npy"),
+            (
+                (tmp_path / "short.npy", b),
+                f"got 89 and 90: give the same samples to both (x is {tmp_path}/short.npy",
+            ),
             ((a, tmp_path / "nan.npy"), "y must be finite, got NaN or infinite values"),
             ((tmp_path / "flat.npy", b), "x must be a matrix with one row a sample, got shape (90,)"),
             ((tmp_path / "words.npy", b), "x must hold real numbers, got <U1"),

@@ -15,15 +15,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
 from repsim_utils import overlap as splitting
-from repsim_utils.attacks import adversarial
+from repsim_utils.attacks import adversarial, transfer
 from repsim_utils.attacks.transfer import answers
+from repsim_utils.datasets.color_shape_digit import FACTORS as ALL
 from repsim_utils.datasets.color_shape_digit import class_names
 from repsim_utils.experiments import samples, vision
 from repsim_utils.experiments.adversarial_transfer import Attack
 from repsim_utils.experiments.common import Declared, Overlaps, Seeds, single
 from repsim_utils.experiments.engine import Row, experiment
 from repsim_utils.experiments.samples import Data, joined
-from repsim_utils.experiments.task_only import ALL, Task
 from repsim_utils.models.vision import as_float
 from repsim_utils.overlap import Split, split_by_class_and_example, split_by_example
 from repsim_utils.store import Store
@@ -33,6 +33,7 @@ Kind = Literal["together_tasks", "together_classes", "together_photographs"]
 TASKS: Kind = "together_tasks"
 CLASSES: Kind = "together_classes"
 PHOTOGRAPHS: Kind = "together_photographs"
+Task = tuple[str, ...]
 STRATA: Task = ("shape", "digit")  # images are divided inside each of these classes, whatever is predicted
 
 
@@ -104,7 +105,7 @@ def _counts(member: Member) -> tuple[int, int]:
 class CrossedPair(vision.ImagePair):
     """One cell: two models that share tasks or classes, and images; how alike they are, and what attacks do."""
 
-    depends: ClassVar[tuple[ModuleType, ...]] = (*vision.ImagePair.depends, splitting, adversarial)
+    depends: ClassVar[tuple[ModuleType, ...]] = (*vision.ImagePair.depends, splitting, adversarial, transfer)
     first: Member
     second: Member
     task_overlap: float

@@ -25,20 +25,21 @@ LANGUAGE = {"dataset_overlap_language", "task_overlap_language"}
 FINETUNED = {"dataset_overlap_finetuned", "task_overlap_finetuned", "lora_grid"}
 CHATS = {"jailbreak_transfer", "jailbreak_finetuned"}
 ADVERSARIAL = {"adversarial_transfer"}
+CROSSED = {"together_tasks", "together_classes"}
 TUNED = FINETUNED | CHATS
 READERS = LANGUAGE | TUNED
-BOOK = VISION | DIFFUSION | READERS | ADVERSARIAL
+BOOK = VISION | DIFFUSION | READERS | ADVERSARIAL | CROSSED
 DEPENDENT = {  # whose keys move when the VERSION of a module is raised
-    "attacks.adversarial": ADVERSARIAL,
+    "attacks.adversarial": ADVERSARIAL | CROSSED,
     "attacks.jailbreak": CHATS,
     "attacks.judges": CHATS,
-    "attacks.transfer": ADVERSARIAL,
-    "datasets.color_shape_digit": VISION | DIFFUSION | ADVERSARIAL,
+    "attacks.transfer": ADVERSARIAL | CROSSED,
+    "datasets.color_shape_digit": VISION | DIFFUSION | ADVERSARIAL | CROSSED,
     "datasets.corpora": READERS - {"jailbreak_transfer"},
     "datasets.dialogues": CHATS,
     "datasets.goals": {"jailbreak_finetuned"},
     "datasets.text": READERS,
-    "datasets.vision": OVERLAP | ADVERSARIAL,  # further probes, and the source of a control
+    "datasets.vision": OVERLAP | ADVERSARIAL | CROSSED,  # further probes, and the source of a control
     "experiments.adversarial_transfer": ADVERSARIAL,
     "experiments.changes": FINETUNED,
     "experiments.diffusion": DIFFUSION,
@@ -49,19 +50,20 @@ DEPENDENT = {  # whose keys move when the VERSION of a module is raised
     "experiments.language": LANGUAGE,
     "experiments.policy": {"jailbreak_transfer"},
     "experiments.task_only": {"task_only"},
-    "experiments.vision": VISION,
-    "features": VISION | DIFFUSION | LANGUAGE | {"jailbreak_transfer"},
+    "experiments.together": CROSSED,
+    "experiments.vision": VISION | CROSSED,
+    "features": VISION | CROSSED | DIFFUSION | LANGUAGE | {"jailbreak_transfer"},
     "metrics": BOOK - ADVERSARIAL - {"jailbreak_finetuned"},
     "models.adapters": TUNED,
     "models.diffusion": DIFFUSION,
     "models.language": READERS,
     "models.llama": TUNED,
     "models.smollm2": TUNED,
-    "models.vision": VISION | DIFFUSION | ADVERSARIAL,
+    "models.vision": VISION | DIFFUSION | ADVERSARIAL | CROSSED,
     "overlap": BOOK,
     "training.diffusion": DIFFUSION,
     "training.language": READERS,
-    "training.vision": VISION | DIFFUSION | ADVERSARIAL,
+    "training.vision": VISION | DIFFUSION | ADVERSARIAL | CROSSED,
 }
 
 
@@ -144,7 +146,12 @@ def test_what_measures_does_not_make_models_be_trained_again(module, kept, read_
 
 
 # Modules of experiments of which are used, beside classes, cells and what fetches data: no measurement.
-NOT_MEASURED = {("adversarial_transfer", "vision"), ("diffusion", "vision"), ("jailbreak_finetuned", "finetuned")}
+NOT_MEASURED = {
+    ("adversarial_transfer", "vision"),
+    ("together", "adversarial_transfer"),
+    ("diffusion", "vision"),
+    ("jailbreak_finetuned", "finetuned"),
+}
 
 
 def test_whatever_has_a_version_and_is_imported_is_depended_on(read_once):
